@@ -1,0 +1,82 @@
+"""One safetensors file of a checkpoint: its tensors, or pieces of them, read into memory.
+
+Plain reads rather than a mapping: a cold mapping is read a fault at a time, several times slower,
+and a file that is truncated under a mapping kills the process where a short read is an error.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from layerpack.convert.dtypes import TORCH_DTYPES
+from layerpack.convert.source import SourceTensor
+from layerpack.formats.errors import SourceError
+from layerpack.formats.header import TensorEntry, read_header
+from layerpack.formats.units import num_elements
+
+_READ_BYTES = 256 << 20  # below Linux' limit of 2 GiB per call
+
+
+class Shard:
+    """An open file, read by one thread at a time. `close` when done."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises SourceError if the file cannot be opened or its header is not valid."""
+        self.path = path
+        self.entries: dict[str, TensorEntry] = {
+            entry.name: entry for entry in read_header(path, error=SourceError)
+        }
+        try:
+            self._file = open(path, "rb", buffering=0)  # noqa: SIM115 - closed by close()
+        except OSError as reason:
+            raise SourceError(f"{path}: cannot be read ({reason.strerror})") from reason
+
+    def read(self, name: str, rows: tuple[int, int] | None = None) -> torch.Tensor:
+        """Tensor `name`, or its rows [begin, end). Raises SourceError on a short read."""
+        entry = self.entries[name]
+        shape, begin_bytes = entry.shape, entry.offset_bytes
+        if rows is not None:
+            first, end = rows
+            begin_bytes += first * (entry.length_bytes // shape[0])
+            shape = (end - first, *shape[1:])
+        tensor = torch.empty(shape, dtype=TORCH_DTYPES[entry.dtype])
+        if num_elements(shape):
+            raw = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+            self._read_into(raw, begin_bytes)
+        return tensor
+
+    def close(self) -> None:
+        """Give the file back. Safe to call twice."""
+        self._file.close()
+
+    def _read_into(self, raw: memoryview, offset_bytes: int) -> None:
+        position = 0
+        try:
+            self._file.seek(offset_bytes)
+            while position < raw.nbytes:
+                count = self._file.readinto(raw[position : position + _READ_BYTES])
+                if not count:
+                    raise SourceError(
+                        f"{self.path}: ends at byte {offset_bytes + position}, inside a tensor; "
+                        "it was truncated while it was read"
+                    )
+                position += count
+        except OSError as reason:
+            raise SourceError(f"{self.path}: cannot be read ({reason.strerror})") from reason
+
+
+def source_tensors(file: str, shard: Shard) -> dict[str, SourceTensor]:
+    """What a shard holds, under the name `file`, as a Source tells it."""
+    return {
+        entry.name: SourceTensor(
+            name=entry.name,
+            dtype=entry.dtype,
+            shape=entry.shape,
+            file=file,
+            offset_bytes=entry.offset_bytes,
+            length_bytes=entry.length_bytes,
+        )
+        for entry in shard.entries.values()
+    }

@@ -1,0 +1,104 @@
+"""What a checkpoint is to the converter, wherever it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol
+
+import torch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceTensor:
+    """One tensor of a checkpoint, as `Source.read` will return it.
+
+    `dtype` is a safetensors name. `file` is the source file that it lies in, `offset_bytes` and
+    `length_bytes` where in that file (used to order and to weigh the work).
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: str
+    offset_bytes: int
+    length_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceFileFacts:
+    """One file with weights. `identity` changes when the content does and costs no full read.
+
+    For a Hub file it is the stated hash, for a local one size and time of change.
+    """
+
+    name: str
+    file_bytes: int
+    identity: str
+
+
+class Source(Protocol):
+    """A checkpoint whose headers have been read and checked, and whose weights have not.
+
+    Life of a file: NAMED -fetch-> READABLE -release-> GONE. `fetch` is called from one thread,
+    ahead of need; `read` from another, only between a file's fetch and its release. Opening,
+    fetching and reading raise SourceError (HubError from the Hub).
+    """
+
+    @property
+    def kind(self) -> str:
+        """`directory`, `hub` or `gguf`."""
+
+    @property
+    def id(self) -> str:
+        """The repo id or the path as the user gave it: the manifest's `source.id`."""
+
+    @property
+    def revision(self) -> str | None:
+        """The commit hash that the Hub resolved, else None."""
+
+    @property
+    def config_dir(self) -> Path:
+        """A local directory with config.json, tokenizer and generation files (no weights needed)."""
+
+    @property
+    def tensors(self) -> Mapping[str, SourceTensor]:
+        """Every tensor of the checkpoint by name."""
+
+    @property
+    def files(self) -> Sequence[SourceFileFacts]:
+        """The files that hold weights, in their own order."""
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Disk space needed beside the pack while converting: 0 if nothing is downloaded."""
+
+    @property
+    def max_held_files(self) -> int:
+        """How many files may be readable at a time before the next is fetched ahead of need."""
+
+    def fetch(self, file: str, report: Callable[[int], None]) -> None:
+        """Wait until `file` is readable. `report` takes the bytes that arrived since last time."""
+
+    def digest(self, file: str) -> str:
+        """Digest of a readable file (`sha256:…` or `xxh3_128:…`); may read all of it."""
+
+    def read(self, name: str, rows: tuple[int, int] | None = None) -> torch.Tensor:
+        """The tensor on the CPU, or its rows [begin, end) along the first dimension.
+
+        Contiguous, of the stated dtype; memory is what is returned, no more than a small multiple.
+        """
+
+    def release(self, file: str) -> None:
+        """No tensor of `file` will be read again. Its scratch copy, if any, may go."""
+
+    def __enter__(self) -> Source: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
