@@ -1,0 +1,75 @@
+"""`layerpack generate`: from a prompt to words on standard output."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from layerpack.cli.sizes import SIZE
+
+
+def read_prompt(prompt: str | None, prompt_file: str | None) -> str:
+    """The prompt's text: given, from a file, or from standard input. Raises click.UsageError."""
+    if prompt is not None and prompt_file is not None:
+        raise click.UsageError("give --prompt or --prompt-file, not both")
+    if prompt is not None:
+        return prompt
+    if prompt_file is not None:
+        try:
+            return Path(prompt_file).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as reason:
+            raise click.UsageError(
+                f"--prompt-file {prompt_file}: cannot be read ({reason})"
+            ) from None
+    if sys.stdin.isatty():
+        raise click.UsageError("no prompt; give --prompt TEXT, --prompt-file FILE, or pipe one in")
+    return sys.stdin.read()
+
+
+@click.command()
+@click.argument("pack", metavar="OUT", type=click.Path())
+@click.option("--prompt", help="What to answer. Without it: --prompt-file, or standard input.")
+@click.option("--prompt-file", type=click.Path(), help="Read the prompt from a file.")
+@click.option("--system", help="System message, put before the prompt.")
+@click.option("--raw", is_flag=True, help="Send the prompt as it is, without chat template.")
+@click.option("--max-new-tokens", type=click.IntRange(1), default=512, show_default=True)
+@click.option(
+    "--temperature",
+    type=click.FloatRange(0),
+    default=0.0,
+    show_default=True,
+    help="0 always takes the likeliest token.",
+)
+@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True)
+@click.option("--top-k", type=click.IntRange(0), default=0, help="0: no limit.", show_default=True)
+@click.option("--seed", type=int, help="Makes sampling repeatable.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--vram", type=SIZE, help="Most VRAM to use in all, as 8GiB or 7500MB.")
+@click.option("--ram", type=SIZE, help="Most host memory to keep weights in.")
+@click.option("--context", type=click.IntRange(1), help="Tokens to set memory aside for.")
+@click.option(
+    "--slots",
+    type=click.IntRange(2, 16),
+    default=3,
+    show_default=True,
+    help="Layers in flight on the device.",
+)
+@click.option(
+    "--prompt-lookup",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Try N tokens a pass that the prompt suggests.",
+)
+@click.option("-v", "--verbose", is_flag=True, help="Print the plan first.")
+def generate(pack: str, prompt: str | None, prompt_file: str | None, **options: Any) -> None:
+    """Generate text with the pack OUT, streaming what does not fit into VRAM.
+
+    The text goes to standard output as it comes, a summary line to standard error.
+    """
+    text = read_prompt(prompt, prompt_file)
+    from layerpack.cli.generate_run import run  # after the usage is known to be right: it is slow
+
+    raise SystemExit(run(Path(pack), text, options))

@@ -1,0 +1,70 @@
+"""What `layerpack generate` does once its options are known; imported late, as it needs torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from layerpack.formats.errors import PromptError
+from layerpack.formats.pack import Pack
+from layerpack.formats.units import human_bytes
+from layerpack.runtime.generate import GenerateOptions, Generation, encode_prompt
+from layerpack.runtime.model import Model, OpenOptions, load_tokenizer
+from layerpack.runtime.plan import Limits
+
+INTERRUPTED = 130
+
+
+def run(path: Path, prompt: str, options: dict[str, Any]) -> int:
+    """Generate and print; the exit code. Raises LayerpackError."""
+    if not prompt.strip():
+        raise PromptError("the prompt is empty; give some text with --prompt or on standard input")
+    wanted = GenerateOptions(
+        max_new_tokens=options["max_new_tokens"],
+        temperature=options["temperature"],
+        top_p=options["top_p"],
+        top_k=options["top_k"],
+        seed=options["seed"],
+        raw=options["raw"],
+        system=options["system"],
+        prompt_lookup_tokens=options["prompt_lookup"],
+    )
+    opening = OpenOptions(
+        device=options["device"],
+        limits=Limits(
+            vram_bytes=options["vram"], ram_bytes=options["ram"], num_slots=options["slots"]
+        ),
+        context_tokens=options["context"] or _context_tokens(path, prompt, wanted),
+    )
+    with Model.open(path, opening) as model:
+        result = model.generate(prompt, wanted, on_text=_print_piece)
+        click.echo()
+        click.echo(summary(model, result), err=True)
+    return INTERRUPTED if result.finish == "interrupted" else 0
+
+
+def _context_tokens(path: Path, prompt: str, wanted: GenerateOptions) -> int:
+    """What this very run can need: the prompt, and the most that may follow."""
+    tokenizer = load_tokenizer(Pack.open(path).path)
+    return int(encode_prompt(tokenizer, prompt, wanted).shape[1]) + wanted.max_new_tokens
+
+
+def _print_piece(piece: str) -> None:
+    click.echo(piece, nl=False)
+
+
+def summary(model: Model, result: Generation) -> str:
+    """One line: tokens, seconds per pass, bytes streamed, peak VRAM."""
+    parts = [
+        f"{len(result.token_ids)} tokens in {result.seconds:.1f} s",
+        f"{result.passes} passes of {result.pass_s:.3f} s",
+        f"{human_bytes(model.plan.streamed_bytes)} streamed a pass, "
+        f"{human_bytes(model.plan.streamed_bytes * result.passes)} in all",
+    ]
+    if result.peak_vram_bytes:
+        parts.append(f"peak VRAM {human_bytes(result.peak_vram_bytes)}")
+    if result.finish == "interrupted":
+        parts.append("interrupted")
+    return "[" + "; ".join(parts) + "]"

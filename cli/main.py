@@ -1,0 +1,88 @@
+"""The command `layerpack`: finds the subcommand, turns errors into one line and an exit code."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+import sys
+
+import click
+
+from layerpack.formats.errors import LayerpackError
+
+_COMMANDS = {
+    "convert": "Turn a checkpoint into a pack.",
+    "generate": "Generate text with a pack.",
+    "inspect": "Show what is in a pack.",
+    "verify": "Re-read a pack and check every digest.",
+    "plan": "Show where the layers of a pack would live on this machine.",
+    "bench": "Time ways of streaming a pack on this machine.",
+    "unpack": "Expand a compressed pack to a plain one.",
+}
+FAILED, INTERRUPTED = 1, 130
+
+
+class _LazyGroup(click.Group):
+    """Imports a command's module only when that command runs: `--help` and inspect stay fast."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The commands whose modules exist, in the order of use."""
+        return [
+            name
+            for name in _COMMANDS
+            if importlib.util.find_spec(f"layerpack.cli.{name}_cmd") is not None
+        ]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command, imported now."""
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        module = importlib.import_module(f"layerpack.cli.{cmd_name}_cmd")
+        command: click.Command = getattr(module, cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list in `--help`, from the table above: nothing is imported."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, _COMMANDS[name]) for name in self.list_commands(ctx)])
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(importlib.metadata.version("layerpack"), prog_name="layerpack")
+def layerpack() -> None:
+    """Run language models that do not fit into your GPU, at full 4-bit quality.
+
+    `layerpack convert Qwen/Qwen2.5-72B-Instruct out/` makes a pack, `layerpack generate out/
+    --prompt "…"` runs it, streaming what does not fit.
+    """
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; ends in SystemExit: 0, 1 (failed), 2 (usage) or 130 (Ctrl-C)."""
+    try:
+        layerpack.main(args=arguments, standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("layerpack: interrupted", err=True)
+        sys.exit(INTERRUPTED)
+    except (LayerpackError, OSError) as error:
+        if os.environ.get("LAYERPACK_DEBUG"):
+            raise
+        click.echo(f"layerpack: error: {_one_line(error)}", err=True)
+        sys.exit(FAILED)
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename or 'input/output'}: {error.strerror}"
+    return " ".join(str(error).split())
+
+
+if __name__ == "__main__":
+    main()

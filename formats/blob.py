@@ -1,0 +1,90 @@
+"""Writing one blob: header first, tensors in file order, the digest taken on the way."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import TracebackType
+
+from layerpack.formats.digest import Digest
+from layerpack.formats.header import encode_header
+from layerpack.formats.layout import BlobLayout
+
+PARTIAL_SUFFIX = ".partial"
+_WRITE_BYTES = 32 << 20
+
+
+class BlobWriter:
+    """A file that gets its name only when every tensor is in it and on the disk.
+
+    Use as a context manager; call `write` with each tensor's bytes, in the layout's order, in as
+    many pieces as is convenient. Leaving the block without an error checks that all is there,
+    fsyncs, renames, and sets `digest`; leaving it with one removes the partial file. OSError
+    (a full disk among them) passes through.
+    """
+
+    def __init__(self, path: Path, layout: BlobLayout) -> None:
+        self.digest: str | None = None
+        self._path = path
+        self._partial = path.with_name(path.name + PARTIAL_SUFFIX)
+        self._layout = layout
+        self._running = Digest()
+        self._position = 0
+        self._next = 0
+
+    def __enter__(self) -> BlobWriter:
+        self._file = open(self._partial, "wb", buffering=0)
+        start = self._layout.data_start_bytes
+        try:
+            self._append(memoryview(encode_header(self._layout.tensors, data_start_bytes=start)))
+        except BaseException:
+            self._discard()
+            raise
+        return self
+
+    def write(self, name: str, data: bytes | bytearray | memoryview) -> None:
+        """Append bytes of tensor `name`: all of it, or the next piece of it."""
+        view = memoryview(data).cast("B")
+        if not view.nbytes:
+            return
+        while self._layout.tensors[self._next].end_bytes == self._position:
+            self._next += 1
+        entry = self._layout.tensors[self._next]
+        if entry.name != name or self._position + view.nbytes > entry.end_bytes:
+            raise ValueError(f"{view.nbytes} bytes of {name} where {entry.name} is expected")
+        self._append(view)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is not None:
+            self._discard()
+            return
+        try:
+            if self._position != self._layout.file_bytes:
+                raise ValueError(
+                    f"{self._path.name}: {self._position} bytes written, "
+                    f"its layout has {self._layout.file_bytes}"
+                )
+            os.fsync(self._file.fileno())
+            self._file.close()
+            os.rename(self._partial, self._path)
+        except BaseException:
+            self._discard()
+            raise
+        self.digest = self._running.text
+
+    def _append(self, view: memoryview) -> None:
+        for begin in range(0, view.nbytes, _WRITE_BYTES):
+            piece = view[begin : begin + _WRITE_BYTES]
+            self._running.update(piece)
+            while piece.nbytes:
+                piece = piece[self._file.write(piece) :]
+        self._position += view.nbytes
+
+    def _discard(self) -> None:
+        self._file.close()
+        self._partial.unlink(missing_ok=True)

@@ -1,0 +1,144 @@
+"""The index manifest, `layerpack.json`: what a pack is, and where every tensor of it lies.
+
+docs/format.md is the normative description. `manifest_json.py` reads and writes it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from layerpack.formats.header import TensorEntry
+from layerpack.formats.nf4 import SUFFIXES, Nf4State
+from layerpack.formats.units import num_elements
+
+MANIFEST_NAME = "layerpack.json"
+FORMAT_VERSION = 1
+
+
+class Role(str, Enum):
+    """What a blob is for."""
+
+    EMBEDDING = "embedding"
+    LAYER = "layer"
+    HEAD = "head"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceFile:
+    """One file that the pack was made from. `digest` is `xxh3_128:…` or `sha256:…`."""
+
+    name: str
+    file_bytes: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """Where the weights came from. `kind`: hub, directory or gguf; `revision`: a commit or None."""
+
+    kind: str
+    id: str
+    revision: str | None
+    files: tuple[SourceFile, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """The parts of the model's structure that a pack depends on.
+
+    `layers_path` names the module list of the decoder layers (`model.layers`); `embedding` and
+    `head` the weights of the input embedding and of lm_head (the same name when tied).
+    """
+
+    architecture: str
+    layers_path: str
+    num_layers: int
+    dtype: str
+    embedding: str
+    head: str
+    num_parameters: int
+
+    @property
+    def tied(self) -> bool:
+        """Whether lm_head is the embedding."""
+        return self.head == self.embedding
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quantization:
+    """How linear weights of the layers are stored; `head` says whether lm_head is, too."""
+
+    block_size: int
+    double_quant: bool
+    head: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blob:
+    """One file of tensors. `layer` is set for Role.LAYER only.
+
+    `nf4` maps the name of each quantised weight to its state, so that a reader needs to open no
+    blob before it streams it.
+    """
+
+    role: Role
+    layer: int | None
+    file: str
+    file_bytes: int
+    digest: str
+    tensors: tuple[TensorEntry, ...]
+    nf4: dict[str, Nf4State] = field(default_factory=dict)
+
+    @property
+    def data_start_bytes(self) -> int:
+        """Offset of the first tensor: where a read that leaves out the header begins."""
+        return self.tensors[0].offset_bytes if self.tensors else self.file_bytes
+
+    @property
+    def num_parameters(self) -> int:
+        """Weights in the blob, quantised or not; quantisation constants are not counted."""
+        constants = {name + suffix for name in self.nf4 for suffix in SUFFIXES}
+        count = sum(num_elements(state.shape) for state in self.nf4.values())
+        for entry in self.tensors:
+            if entry.name not in self.nf4 and entry.name not in constants:
+                count += num_elements(entry.shape)
+        return count
+
+    def tensor(self, name: str) -> TensorEntry:
+        """The entry of tensor `name`. Raises KeyError."""
+        for entry in self.tensors:
+            if entry.name == name:
+                return entry
+        raise KeyError(name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """All of `layerpack.json`. `blobs` are in the order of use: embedding, layers, head."""
+
+    producer: str
+    source: Source
+    model: Model
+    quantization: Quantization
+    blobs: tuple[Blob, ...]
+
+    @property
+    def embedding(self) -> Blob:
+        """The blob of the input embedding."""
+        return self.blobs[0]
+
+    @property
+    def layers(self) -> tuple[Blob, ...]:
+        """The blobs of the decoder layers, in order."""
+        return self.blobs[1:-1]
+
+    @property
+    def head(self) -> Blob:
+        """The blob of the final norm and, unless tied, lm_head."""
+        return self.blobs[-1]
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all blobs."""
+        return sum(blob.file_bytes for blob in self.blobs)

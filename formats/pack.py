@@ -1,0 +1,68 @@
+"""Opening a pack directory: the manifest, and that the files are there as it says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from layerpack.formats.errors import PackError
+from layerpack.formats.header import read_header
+from layerpack.formats.manifest import MANIFEST_NAME, Blob, Manifest
+from layerpack.formats.manifest_json import parse_manifest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pack:
+    """A pack on disk whose manifest is valid and whose files have the stated sizes."""
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: Path | str) -> Pack:
+        """Read and check the manifest, each blob's size and header. Raises PackError.
+
+        Contents are not read: digests are what `layerpack verify` is for.
+        """
+        path = Path(path)
+        pack = cls(path=path, manifest=read_manifest(path))
+        for blob in pack.manifest.blobs:
+            pack.check_file(blob)
+        return pack
+
+    def blob_path(self, blob: Blob) -> Path:
+        """Where the blob's file is. The name was checked to be a plain one."""
+        return self.path / blob.file
+
+    def check_file(self, blob: Blob) -> None:
+        """Size and safetensors header of one blob against the manifest. Raises PackError."""
+        path = self.blob_path(blob)
+        try:
+            found_bytes = path.stat().st_size
+        except OSError as reason:
+            raise PackError(
+                f"{path}: listed in {MANIFEST_NAME} but cannot be read ({reason.strerror}); "
+                "restore it or convert again"
+            ) from reason
+        if found_bytes != blob.file_bytes:
+            raise PackError(
+                f"{path} has {found_bytes} of {blob.file_bytes} bytes; restore it or convert again"
+            )
+        if read_header(path) != blob.tensors:
+            raise PackError(f"{path}: its header differs from {MANIFEST_NAME}; convert again")
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest of the pack directory `path`. Raises PackError."""
+    file = path / MANIFEST_NAME
+    if not path.is_dir():
+        raise PackError(f"{path}: no such directory; name one that `layerpack convert` wrote")
+    try:
+        raw = file.read_bytes()
+    except FileNotFoundError:
+        raise PackError(
+            f"{path}: no {MANIFEST_NAME} in it, so not a pack; make one with `layerpack convert`"
+        ) from None
+    except OSError as reason:
+        raise PackError(f"{file}: cannot be read ({reason.strerror})") from reason
+    return parse_manifest(raw, where=str(file))

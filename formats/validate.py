@@ -1,0 +1,130 @@
+"""What a manifest must fulfil beyond the types of its fields. Pure: no file is touched."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from layerpack.formats import nf4
+from layerpack.formats.digest import is_digest
+from layerpack.formats.manifest import Blob, Manifest, Role
+from layerpack.formats.units import DTYPE_BYTES, PAGE_BYTES, num_elements
+
+_PLAIN_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}\.safetensors")
+_LOAD_DTYPES = ("BF16", "F16", "F32")
+
+
+def manifest_problems(manifest: Manifest) -> list[str]:
+    """Every rule of docs/format.md that the manifest breaks, one short sentence each."""
+    problems = [problem for blob in manifest.blobs for problem in _blob_problems(blob)]
+    problems += _order_problems(manifest)
+    files = [blob.file for blob in manifest.blobs]
+    names = [entry.name for blob in manifest.blobs for entry in blob.tensors]
+    problems += [f"{file} is listed twice" for file in _repeated(files)]
+    problems += [f"tensor {name} is listed twice" for name in _repeated(names)]
+    if manifest.quantization.block_size not in nf4.BLOCK_SIZES:
+        problems.append(f"block size {manifest.quantization.block_size} is not supported")
+    if manifest.model.dtype not in _LOAD_DTYPES:
+        problems.append(f"model dtype {manifest.model.dtype} is not one of {_LOAD_DTYPES}")
+    present = set(names)
+    for wanted in dict.fromkeys((manifest.model.embedding, manifest.model.head)):
+        if wanted not in present:
+            problems.append(f"tensor {wanted}, named under model, is in no blob")
+    return problems
+
+
+def _order_problems(manifest: Manifest) -> Iterator[str]:
+    found = [(blob.role, blob.layer) for blob in manifest.blobs]
+    if len(found) != manifest.model.num_layers + 2 or not manifest.model.num_layers:
+        yield f"{len(found)} blobs for {manifest.model.num_layers} layers, embedding and head"
+        return
+    wanted: list[tuple[Role, int | None]] = [(Role.EMBEDDING, None)]
+    wanted += [(Role.LAYER, index) for index in range(manifest.model.num_layers)]
+    wanted += [(Role.HEAD, None)]
+    for place, (have, want) in enumerate(zip(found, wanted, strict=True)):
+        if have != want:
+            yield f"blobs[{place}] should be {_title(*want)} but is {_title(*have)}"
+            return
+
+
+def _title(role: Role, layer: int | None) -> str:
+    return role.value if layer is None else f"{role.value} {layer}"
+
+
+def _blob_problems(blob: Blob) -> Iterator[str]:
+    if not _PLAIN_FILE_NAME.fullmatch(blob.file):
+        yield f"file name {blob.file!r} is not a plain .safetensors name inside the pack"
+        return
+    if not is_digest(blob.digest):
+        yield f"{blob.file}: digest {blob.digest[:60]!r} is not an xxh3_128 digest"
+    if not blob.tensors:
+        yield f"{blob.file} lists no tensors"
+        return
+    position = blob.tensors[0].offset_bytes
+    if position % PAGE_BYTES or position < PAGE_BYTES:
+        yield f"{blob.file}: data begin at byte {position}, not at a multiple of {PAGE_BYTES}"
+    for entry in blob.tensors:
+        if entry.dtype not in DTYPE_BYTES:
+            yield f"{blob.file}: {entry.name} has dtype {entry.dtype!r}, which is not known"
+            return
+        if entry.length_bytes != num_elements(entry.shape) * DTYPE_BYTES[entry.dtype]:
+            yield f"{blob.file}: {entry.name} has {entry.length_bytes} bytes, not its shape's"
+        if entry.offset_bytes < position:
+            yield f"{blob.file}: {entry.name} overlaps the tensor before it"
+        elif entry.offset_bytes > position:
+            yield f"{blob.file}: hole before {entry.name}"
+        position = entry.end_bytes
+    if position > blob.file_bytes:
+        yield f"{blob.file}: tensors end at byte {position}, outside its {blob.file_bytes} bytes"
+    elif position < blob.file_bytes:
+        yield f"{blob.file}: {blob.file_bytes - position} bytes after the last tensor"
+    yield from _nf4_problems(blob)
+    yield from _alignment_problems(blob)
+
+
+def _nf4_problems(blob: Blob) -> Iterator[str]:
+    by_name = {entry.name: entry for entry in blob.tensors}
+    expected: set[str] = set()
+    for name, state in blob.nf4.items():
+        if state.block_size not in nf4.BLOCK_SIZES or state.dtype not in _LOAD_DTYPES:
+            yield f"{blob.file}: {name} has an unknown block size or dtype"
+            return
+        if len(state.shape) != 2:
+            yield f"{blob.file}: {name} is not a matrix"
+            return
+        for part, dtype, shape in nf4.parts(
+            name, state.shape, block_size=state.block_size, double_quant=state.double_quant
+        ):
+            expected.add(part)
+            entry = by_name.get(part)
+            if entry is None:
+                yield f"{blob.file}: {part} is missing"
+            elif part.endswith(nf4.STATE):
+                if entry.dtype != "U8" or entry.length_bytes < nf4.STATE_RESERVED_BYTES // 2:
+                    yield f"{blob.file}: {part} has the wrong dtype or shape"
+            elif (entry.dtype, entry.shape) != (dtype, shape):
+                yield (
+                    f"{blob.file}: {part} is {entry.dtype} {list(entry.shape)}, "
+                    f"should be {dtype} {list(shape)}"
+                )
+    for name in by_name:
+        if name.endswith(nf4.SUFFIXES) and name not in expected:
+            yield f"{blob.file}: {name} belongs to no quantised weight"
+
+
+def _alignment_problems(blob: Blob) -> Iterator[str]:
+    constants = {name + suffix for name in blob.nf4 for suffix in nf4.SUFFIXES}
+    for entry in blob.tensors:
+        if entry.name in blob.nf4:
+            alignment = PAGE_BYTES
+        elif entry.name in constants:
+            continue  # an odd number of codes puts its constants at odd offsets
+        else:
+            alignment = DTYPE_BYTES[entry.dtype]
+        if entry.offset_bytes % alignment:
+            yield f"{blob.file}: {entry.name} is misaligned (byte {entry.offset_bytes})"
+
+
+def _repeated(values: list[str]) -> list[str]:
+    seen: set[str] = set()
+    return [value for value in values if value in seen or seen.add(value)]  # type: ignore[func-returns-value]

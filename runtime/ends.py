@@ -1,0 +1,147 @@
+"""The two ends of the model: embedding rows on the way in, lm_head by row ranges on the way out.
+
+Neither is a matrix that must lie on the device. A pass needs as many embedding rows as it has
+tokens; lm_head's row ranges take turns in the slots that layers use.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from layerpack.formats import nf4
+from layerpack.formats.manifest import Blob
+from layerpack.formats.nf4 import Nf4State
+from layerpack.formats.pack import Pack
+from layerpack.runtime.bind import TORCH_DTYPES, make_state, offset_tensor, view_tensor
+from layerpack.runtime.host import map_bytes
+from layerpack.runtime.linear import bitsandbytes_functional, nf4_linear
+from layerpack.runtime.slices import Slice, head_weight
+
+SliceContext = Callable[[int], contextlib.AbstractContextManager[torch.Tensor]]
+"""`with use(index) as storage:` the slice's bytes (uint8) on the compute device."""
+
+
+class EmbeddingRows:
+    """Feeds an embedding module the rows of the tokens at hand, from a mapped file.
+
+    The module keeps its own forward (some models scale in it); it sees a weight of as many rows
+    as there are tokens, and positions in it for ids.
+    """
+
+    def __init__(self, module: nn.Module, matrix: torch.Tensor, device: torch.device) -> None:
+        self._matrix = matrix
+        self._device = device
+        module._parameters["weight"] = nn.Parameter(
+            torch.empty((1, matrix.shape[1]), dtype=matrix.dtype, device=device),
+            requires_grad=False,
+        )
+        module.register_forward_pre_hook(self._gather)
+
+    def _gather(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        ids = args[0]
+        rows = self._matrix[ids.reshape(-1).cpu()].to(self._device)
+        module._parameters["weight"] = nn.Parameter(rows, requires_grad=False)
+        places = torch.arange(rows.shape[0], device=self._device).view(ids.shape)
+        return (places, *args[1:])
+
+
+class SlicedHead(nn.Module):
+    """lm_head computed by row ranges: input (…, hidden), output (…, vocabulary)."""
+
+    def __init__(
+        self,
+        *,
+        pack: Pack,
+        slices: Sequence[Slice],
+        use: SliceContext,
+        bias: torch.Tensor | None,
+        device: torch.device,
+    ) -> None:
+        super().__init__()
+        blob, weight, num_rows = head_weight(pack)
+        self.out_features = num_rows
+        self.bias = bias
+        self._slices = tuple(slices)
+        self._use = use
+        self._dtype = TORCH_DTYPES[pack.manifest.model.dtype]
+        self._state = blob.nf4.get(weight.name)
+        self._constants: dict[str, torch.Tensor] = {}
+        if self._state is not None:
+            self.in_features = self._state.shape[1]
+            self._constants = _head_constants(pack, blob, weight.name, device)
+        else:
+            self.in_features = weight.shape[1]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits in the input's dtype."""
+        if len(self._slices) == 1:
+            with self._use(self._slices[0].index) as storage:
+                return self._part(x, storage, self._slices[0], self.bias)
+        out = torch.empty((*x.shape[:-1], self.out_features), dtype=x.dtype, device=x.device)
+        for part in self._slices:
+            assert part.rows is not None
+            first, last = part.rows
+            bias = None if self.bias is None else self.bias[first:last]
+            with self._use(part.index) as storage:
+                out[..., first:last] = self._part(x, storage, part, bias)
+        return out
+
+    def _part(
+        self, x: torch.Tensor, storage: torch.Tensor, part: Slice, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        assert part.rows is not None
+        num_rows = part.rows[1] - part.rows[0]
+        raw = storage[: part.length_bytes]
+        if self._state is None:
+            weight = raw.view(self._dtype).view(num_rows, self.in_features)
+            return nn.functional.linear(x, weight, bias)
+        state = _rows_state(self._state, self._constants, part.rows)
+        return nf4_linear(x, raw.view(-1, 1), state, bias, self._dtype)
+
+
+def _head_constants(
+    pack: Pack, blob: Blob, name: str, device: torch.device
+) -> dict[str, torch.Tensor]:
+    constants = {}
+    for suffix in (nf4.ABSMAX, nf4.QUANT_MAP, nf4.NESTED_ABSMAX, nf4.NESTED_QUANT_MAP):
+        entry = next((e for e in blob.tensors if e.name == name + suffix), None)
+        if entry is not None:
+            raw = map_bytes(pack.blob_path(blob), entry.offset_bytes, entry.length_bytes)
+            # A clone is aligned to its element, wherever the bytes lay in the file.
+            constants[suffix] = raw.clone().view(TORCH_DTYPES[entry.dtype]).to(device)
+    return constants
+
+
+def _rows_state(state: Nf4State, constants: dict[str, torch.Tensor], rows: tuple[int, int]) -> Any:
+    """The QuantState of a row range; it begins on a block and, if nested, on a nested block."""
+    functional = bitsandbytes_functional()
+    in_features = state.shape[1]
+    first = rows[0] * in_features // state.block_size
+    last = nf4.num_blocks((rows[1], in_features), state.block_size)
+
+    def part(suffix: str) -> torch.Tensor:
+        whole = constants[suffix]
+        if suffix == nf4.ABSMAX:
+            return whole[first:last]
+        if suffix == nf4.NESTED_ABSMAX:
+            nested = nf4.NESTED_BLOCK_SIZE
+            return whole[first // nested : -(-last // nested)]
+        return whole
+
+    result = make_state(functional, state, part)
+    result.shape = torch.Size((rows[1] - rows[0], in_features))
+    result.offset = offset_tensor(state, constants[nf4.ABSMAX].device)
+    return result
+
+
+def embedding_matrix(pack: Pack) -> torch.Tensor:
+    """The embedding (vocabulary, hidden) as a read-only mapping: only rows in use are read."""
+    blob = pack.manifest.embedding
+    entry = blob.tensor(pack.manifest.model.embedding)
+    raw = map_bytes(pack.blob_path(blob), entry.offset_bytes, entry.length_bytes)
+    return view_tensor(raw, entry, entry.offset_bytes)

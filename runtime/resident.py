@@ -1,0 +1,71 @@
+"""Loading the slices that stay on the device: read once, by threads, through pinned buffers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from layerpack.runtime.host import PinnedBuffers
+from layerpack.runtime.read import BufferedReader
+from layerpack.runtime.ring import ReadRing
+from layerpack.runtime.slices import Slice
+from layerpack.runtime.stream import split
+
+_PIECE_BYTES, _NUM_BUFFERS, _NUM_THREADS = 16 << 20, 12, 8
+
+
+def load_resident(
+    slices: Sequence[Slice], device: torch.device, *, watchdog_s: float
+) -> dict[int, torch.Tensor]:
+    """Each slice's bytes (uint8) on `device`, by index; blocks. Raises StreamError.
+
+    Read through the page cache: a pack that was just used or written is still there.
+    """
+    pieces = [(part, piece) for part in slices for piece in split(part, _PIECE_BYTES)]
+    if not pieces:
+        return {}
+    tensors = {
+        part.index: torch.empty(part.length_bytes, dtype=torch.uint8, device=device)
+        for part in slices
+    }
+    buffers = PinnedBuffers(count=_NUM_BUFFERS, each_bytes=_PIECE_BYTES, device=device)
+    reader = BufferedReader()
+    # Readers run ahead of the last piece: they may read a few pieces again, never past the list.
+    ring = ReadRing(
+        buffers=buffers.views,
+        reader=reader,
+        piece_of=lambda ticket: pieces[ticket % len(pieces)][1],
+        num_threads=_NUM_THREADS,
+    )
+    ring.start()
+    try:
+        for part, _ in pieces:
+            piece, view = ring.take(timeout_s=watchdog_s)
+            offset = piece.offset_bytes - part.offset_bytes
+            source = torch.frombuffer(view, dtype=torch.uint8)
+            tensors[part.index][offset : offset + piece.length_bytes].copy_(
+                source, non_blocking=True
+            )
+            ring.release(_CurrentStream(device))
+    finally:
+        ring.stop()
+        _CurrentStream(device).wait()
+        buffers.close()
+        reader.close()
+    return tensors
+
+
+class _CurrentStream:
+    """The point that the current stream has reached, as a fence."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._event: torch.cuda.Event | None = None
+        if device.type == "cuda":
+            self._event = torch.cuda.Event(blocking=True)
+            self._event.record(torch.cuda.current_stream(device))
+
+    def wait(self) -> None:
+        """Block until the stream is past the point."""
+        if self._event is not None:
+            self._event.synchronize()

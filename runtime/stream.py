@@ -1,0 +1,213 @@
+"""The weight stream: slices arrive in device slots in the order of a pass, pass after pass.
+
+    file -> reader threads -> ReadRing -> feeder thread -> lane (device slots) -> forward
+    host memory ------------------------^
+
+One feeder thread owns the order of copies. It runs ahead of the forward pass by as many slices as
+there are free slots, across the end of a pass into the next one: the order never changes.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+
+import torch
+
+from layerpack.formats.errors import StalledError, StreamError
+from layerpack.runtime.lane import Lane
+from layerpack.runtime.ring import Piece, ReadRing
+from layerpack.runtime.slices import Slice
+from layerpack.runtime.trace import NO_TRACE, Trace
+
+RingFactory = Callable[[Callable[[int], Piece]], ReadRing]
+
+
+class WeightStream:
+    """Slot: FREE -feeder copies-> READY -acquire-> forward -release-> FREE
+
+    `host` maps a slice's index to its bytes in pinned or registered memory; every other slice is
+    read from disk through the ring that `make_ring` opens (None if there is no such slice).
+    Use as a context manager: leaving it joins every thread and waits for every copy.
+    """
+
+    def __init__(
+        self,
+        *,
+        slices: Sequence[Slice],
+        host: Mapping[int, torch.Tensor],
+        lane: Lane,
+        make_ring: RingFactory | None,
+        piece_bytes: int,
+        watchdog_s: float = 60.0,
+        trace: Trace = NO_TRACE,
+    ) -> None:
+        self._slices = tuple(slices)
+        self._place = {part.index: place for place, part in enumerate(self._slices)}
+        self._host = host
+        self._lane = lane
+        self._make_ring = make_ring
+        self._pieces = {
+            place: split(part, piece_bytes)
+            for place, part in enumerate(self._slices)
+            if part.index not in host
+        }
+        self._watchdog_s = watchdog_s
+        self._trace = trace
+        self._num_slots = len(lane.slots)
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._ring: ReadRing | None = None
+        self._reset(0)
+
+    def _reset(self, place: int) -> None:
+        # Counts of slices since the start at `place`; all but _acquired are guarded by _changed.
+        self._start = place
+        self._issued = self._released = self._acquired = 0
+        self._error: BaseException | None = None
+        self._stopping = False
+
+    def __enter__(self) -> WeightStream:
+        self._launch()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._halt()
+
+    def acquire(self, index: int) -> int:
+        """The slot that holds slice `index`; waits until its copy is ordered on the device.
+
+        Computation that is ordered after this call sees the whole slice. After a pass that broke
+        off in the middle the stream starts over at `index`. Raises StreamError, StalledError.
+        """
+        place = self._place[index]
+        expected = (self._start + self._acquired) % len(self._slices)
+        if place != expected or self._acquired != self._released:
+            self._halt()
+            self._reset(place)
+            self._launch()
+        begin_s = time.perf_counter()
+        deadline = time.monotonic() + 2 * self._watchdog_s
+        with self._changed:
+            while self._issued <= self._acquired:
+                if self._error is not None:
+                    self._raise()
+                if not self._changed.wait(max(0.0, deadline - time.monotonic())):
+                    raise StalledError(
+                        f"{self._slices[place].title} was not copied to the device within "
+                        f"{2 * self._watchdog_s:.0f} s; the copy stage stands still"
+                    )
+        slot = self._acquired % self._num_slots
+        self._lane.wait_ready(slot)
+        self._acquired += 1
+        self._trace.wait(self._slices[place].title, begin_s, time.perf_counter())
+        return slot
+
+    def release(self) -> None:
+        """Give back the slot acquired last, once the computation ordered so far has run."""
+        self._lane.mark_free((self._acquired - 1) % self._num_slots)
+        with self._changed:
+            self._released = self._acquired
+            self._changed.notify_all()
+
+    def _raise(self) -> None:
+        error = self._error
+        if isinstance(error, StreamError):
+            raise type(error)(str(error)) from error
+        if isinstance(error, torch.OutOfMemoryError):
+            raise StreamError(f"the device ran out of memory in a copy: {error}") from error
+        raise StreamError(f"the copy thread died: {error!r}") from error
+
+    def _launch(self) -> None:
+        if self._pieces:
+            assert self._make_ring is not None, "slices on disk need a ring"
+            self._ring = self._make_ring(self._piece_order())
+            self._ring.start()
+        self._thread = threading.Thread(target=self._feed, name="layerpack-feed", daemon=True)
+        self._thread.start()
+
+    def _piece_order(self) -> Callable[[int], Piece]:
+        """Ticket -> piece, for the cycle that begins at the current start."""
+        count = len(self._slices)
+        cycle = [
+            piece
+            for step in range(count)
+            for piece in self._pieces.get((self._start + step) % count, ())
+        ]
+        return lambda ticket: cycle[ticket % len(cycle)]
+
+    def _halt(self) -> None:
+        """Join the threads and wait for the copies that are under way."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+        ring, self._ring = self._ring, None
+        thread, self._thread = self._thread, None
+        try:
+            if ring is not None:
+                ring.stop()
+        finally:
+            if thread is not None:
+                thread.join(30.0)
+            self._lane.drain()
+        if thread is not None and thread.is_alive():
+            raise StalledError("the copy thread did not end within 30 s")
+
+    def _feed(self) -> None:
+        try:
+            sequence = 0
+            while self._await_slot(sequence):
+                self._copy(sequence)
+                sequence += 1
+                with self._changed:
+                    self._issued = sequence
+                    self._changed.notify_all()
+        except BaseException as error:  # any end of the feeder must wake the forward pass
+            with self._changed:
+                self._error = error
+                self._changed.notify_all()
+
+    def _await_slot(self, sequence: int) -> bool:
+        with self._changed:
+            while not self._stopping and sequence >= self._released + self._num_slots:
+                self._changed.wait()
+            return not self._stopping
+
+    def _copy(self, sequence: int) -> None:
+        place = (self._start + sequence) % len(self._slices)
+        part, slot = self._slices[place], sequence % self._num_slots
+        self._lane.begin_copy(slot)
+        begin_s = time.perf_counter()
+        if (source := self._host.get(part.index)) is not None:
+            self._lane.copy(slot, 0, source)
+        else:
+            assert self._ring is not None
+            ring = self._ring
+            for _ in self._pieces[place]:
+                piece, view = ring.take(timeout_s=self._watchdog_s)
+                offset = piece.offset_bytes - part.offset_bytes
+                self._lane.copy(slot, offset, torch.frombuffer(view, dtype=torch.uint8))
+                ring.release(self._lane.fence())
+        self._lane.end_copy(slot)
+        self._trace.copy(part.title, begin_s, time.perf_counter(), part.length_bytes)
+
+
+def split(part: Slice, piece_bytes: int) -> tuple[Piece, ...]:
+    """The slice as pieces of at most `piece_bytes`, in file order."""
+    end = part.offset_bytes + part.length_bytes
+    return tuple(
+        Piece(
+            path=part.path,
+            offset_bytes=offset,
+            length_bytes=min(piece_bytes, end - offset),
+            title=part.title,
+        )
+        for offset in range(part.offset_bytes, end, piece_bytes)
+    )
