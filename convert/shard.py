@@ -43,7 +43,7 @@ class Shard:
             shape = (end - first, *shape[1:])
         tensor = torch.empty(shape, dtype=TORCH_DTYPES[entry.dtype])
         if num_elements(shape):
-            raw = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+            raw = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
             self._read_into(raw, begin_bytes)
         return tensor
 

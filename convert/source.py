@@ -61,7 +61,7 @@ class Source(Protocol):
 
     @property
     def config_dir(self) -> Path:
-        """A local directory with config.json, tokenizer and generation files (no weights needed)."""
+        """A local directory with config.json, tokenizer and generation files; weights may lack."""
 
     @property
     def tensors(self) -> Mapping[str, SourceTensor]:

@@ -1,0 +1,196 @@
+"""One conversion, from the name of a checkpoint to a pack under the target's name."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from layerpack.convert.checkpoint_files import CONFIG_NAME, config_json, copied_files, index_json
+from layerpack.convert.destination import Destination, is_full
+from layerpack.convert.index import INDEX_NAME
+from layerpack.convert.journal import Journal, Progress
+from layerpack.convert.opening import open_source
+from layerpack.convert.options import ConvertOptions
+from layerpack.convert.pipeline import run_pipeline
+from layerpack.convert.plan import ConversionPlan, plan_conversion
+from layerpack.convert.resume import find_done, producer, run_fingerprint
+from layerpack.convert.source import Source
+from layerpack.convert.storage import find_storage
+from layerpack.convert.structure import find_structure, read_config
+from layerpack.formats import manifest as pack
+from layerpack.formats.errors import CapacityError, TargetError
+from layerpack.formats.manifest_json import dump_manifest
+
+ProgressCallback = Callable[[int, int], None]
+"""Called with bytes done and bytes in all, from several threads but one at a time."""
+
+
+def convert(
+    source: str,
+    out: Path | str,
+    options: ConvertOptions | None = None,
+    progress: ProgressCallback | None = None,
+) -> pack.Manifest:
+    """Convert a checkpoint (directory, GGUF file or Hub repo id) to a pack at `out`.
+
+    After any break the same call goes on where it was, with the same bytes in the end. Raises
+    SourceError, TargetError (DiskFullError), UnsupportedError or HubError; nothing appears under
+    the target's name unless it is whole.
+    """
+    options = options or ConvertOptions()
+    destination = Destination(Path(out))
+    destination.check_target(force=options.force)
+    device = _device(options.device)
+    with (
+        destination.held(),
+        open_source(source, options, scratch=destination.scratch) as opened,
+    ):
+        plan = plan_source(opened, options)
+        run = run_fingerprint(plan, opened)
+        try:
+            done = find_done(plan, run, destination, force=options.force)
+            with Journal(destination.journal, run, done) as journal:
+                _write_blobs(plan, opened, destination, journal, device, progress)
+            manifest = make_manifest(plan, done, opened)
+            _write_rest(plan, manifest, opened, destination)
+            destination.commit()
+        except OSError as reason:
+            if is_full(reason):
+                raise destination.disk_full(_missing_bytes(plan, destination)) from reason
+            raise TargetError(
+                f"{reason.filename or destination.partial}: {reason.strerror}"
+            ) from reason
+    return manifest
+
+
+def plan_source(source: Source, options: ConvertOptions) -> ConversionPlan:
+    """What a conversion of an opened source would write. Reads no weight. Raises SourceError."""
+    config = read_config(source.config_dir)
+    where = str(source.id)
+    storage = find_storage(config, where=where)
+    return plan_conversion(
+        find_structure(source.config_dir),
+        storage,
+        source.tensors,
+        [file.name for file in source.files],
+        options,
+        where=where,
+    )
+
+
+def make_manifest(plan: ConversionPlan, done: Progress, source: Source) -> pack.Manifest:
+    """The manifest of a conversion whose blobs and source digests are all known."""
+    structure = plan.structure
+    blobs = []
+    for blob in plan.blobs:
+        record = done.blobs[blob.file]
+        blobs.append(
+            pack.Blob(
+                role=blob.role,
+                layer=blob.layer,
+                file=blob.file,
+                file_bytes=blob.layout.file_bytes,
+                digest=record.digest,
+                tensors=blob.layout.tensors,
+                nf4=record.states,
+            )
+        )
+    return pack.Manifest(
+        producer=producer(),
+        source=pack.Source(
+            kind=source.kind,
+            id=source.id,
+            revision=source.revision,
+            files=tuple(
+                pack.SourceFile(
+                    name=file.name,
+                    file_bytes=file.file_bytes,
+                    digest=done.source_digests[file.name],
+                )
+                for file in source.files
+            ),
+        ),
+        model=pack.Model(
+            architecture=structure.architecture,
+            layers_path=structure.layers_path,
+            num_layers=len(structure.layers),
+            dtype=structure.dtype,
+            embedding=structure.embedding,
+            head=structure.head,
+            num_parameters=plan.num_parameters,
+        ),
+        quantization=plan.quantization,
+        blobs=tuple(blobs),
+    )
+
+
+def _write_blobs(
+    plan: ConversionPlan,
+    source: Source,
+    destination: Destination,
+    journal: Journal,
+    device: torch.device,
+    progress: ProgressCallback | None,
+) -> None:
+    done = journal.progress
+    blobs = [plan.blobs[place] for place in plan.write_order]
+    left = [blob for blob in blobs if blob.file not in done.blobs]
+    undigested = [file.name for file in source.files if file.name not in done.source_digests]
+    destination.check_space(
+        pack_bytes=sum(blob.layout.file_bytes for blob in left),
+        scratch_bytes=source.scratch_bytes if left else 0,
+    )
+    meter = _Meter(progress, sum(blob.source_bytes for blob in blobs))
+    meter.add(sum(blob.source_bytes for blob in blobs if blob not in left))
+    run_pipeline(
+        plan,
+        left,
+        source,
+        destination,
+        journal,
+        device=device,
+        undigested=undigested,
+        report=meter.add,
+    )
+
+
+def _write_rest(
+    plan: ConversionPlan, manifest: pack.Manifest, source: Source, destination: Destination
+) -> None:
+    """The small files, the manifest last."""
+    for name, data in copied_files(source.config_dir):
+        destination.write_file(name, data)
+    config = config_json(read_config(source.config_dir), plan)
+    destination.write_file(CONFIG_NAME, config)
+    destination.write_file(INDEX_NAME, index_json(plan))
+    destination.write_file(pack.MANIFEST_NAME, dump_manifest(manifest))
+
+
+def _missing_bytes(plan: ConversionPlan, destination: Destination) -> int:
+    finished = {path.name for path in destination.pack_files()}
+    return sum(b.layout.file_bytes for b in plan.blobs if b.file not in finished)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise CapacityError(f"--device {name}: torch finds no CUDA device; use cpu or auto")
+    return torch.device(name)
+
+
+class _Meter:
+    """Adds up bytes from several threads and tells the callback, one call at a time."""
+
+    def __init__(self, progress: ProgressCallback | None, total_bytes: int) -> None:
+        self._progress, self._total_bytes, self._done_bytes = progress, total_bytes, 0
+        self._lock = threading.Lock()
+
+    def add(self, count_bytes: int) -> None:
+        with self._lock:
+            self._done_bytes += count_bytes
+            if self._progress is not None:
+                self._progress(self._done_bytes, self._total_bytes)

@@ -1,0 +1,98 @@
+"""The pack's small files: what makes a directory of blobs a checkpoint that others can load."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from layerpack.convert.plan import Action, ConversionPlan
+from layerpack.formats.errors import SourceError
+from layerpack.formats.jsontext import dump_json
+
+CONFIG_NAME = "config.json"
+_COPIED = (
+    "tokenizer*.json",
+    "tokenizer*.model",
+    "*.tiktoken",
+    "spiece.model",
+    "sentencepiece*.model",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "generation_config.json",
+    "chat_template*",
+    "LICENSE*",
+    "LICENCE*",
+    "NOTICE*",
+    "USE_POLICY*",
+)
+_MAX_COPIED_BYTES = 256 << 20
+_TORCH_NAMES = {"BF16": "bfloat16", "F16": "float16"}
+
+
+def is_copied(name: str) -> bool:
+    """Whether a checkpoint's file goes into the pack as it is: no weights, no code."""
+    return not name.endswith(".py") and any(fnmatch.fnmatchcase(name, p) for p in _COPIED)
+
+
+def copied_files(config_dir: Path) -> Iterable[tuple[str, bytes]]:
+    """Name and bytes of each file to copy, by name. Raises SourceError."""
+    for path in sorted(config_dir.iterdir()):
+        if not path.is_file() or not is_copied(path.name):
+            continue
+        try:
+            if path.stat().st_size > _MAX_COPIED_BYTES:
+                raise SourceError(f"{path}: too large for what its name says it is")
+            yield path.name, path.read_bytes()
+        except OSError as reason:
+            raise SourceError(f"{path}: cannot be read ({reason.strerror})") from reason
+
+
+def index_json(plan: ConversionPlan) -> bytes:
+    """`model.safetensors.index.json` of the pack."""
+    weights = {entry.name: blob.file for blob in plan.blobs for entry in blob.layout.tensors}
+    total = sum(entry.length_bytes for blob in plan.blobs for entry in blob.layout.tensors)
+    return dump_json({"metadata": {"total_size": total}, "weight_map": weights})
+
+
+def config_json(fields: dict[str, Any], plan: ConversionPlan) -> bytes:
+    """The source's config.json, with the dtype of 16-bit tensors, and how to read NF4."""
+    config = {
+        key: value
+        for key, value in fields.items()
+        if key not in ("quantization_config", "compression_config", "dtype", "torch_dtype")
+    }
+    dtype = _TORCH_NAMES[plan.structure.dtype]
+    config.setdefault("architectures", [plan.structure.architecture])
+    # transformers before 5 reads torch_dtype, later ones read both.
+    config["torch_dtype"] = dtype
+    config["quantization_config"] = {
+        "quant_method": "bitsandbytes",
+        "load_in_4bit": True,
+        "load_in_8bit": False,
+        "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_compute_dtype": dtype,
+        "bnb_4bit_quant_storage": "uint8",
+        "bnb_4bit_use_double_quant": plan.quantization.double_quant,
+        **_skipped(plan),
+    }
+    return dump_json(config)
+
+
+def _skipped(plan: ConversionPlan) -> dict[str, Any]:
+    """Which linear modules are not NF4, unless it is lm_head alone, as loaders assume."""
+    linear = {p.name for p in plan.structure.parameters if p.linear}
+    plain = [
+        item.spec.name.removesuffix(".weight")
+        for blob in plan.blobs
+        for item in blob.items
+        if item.action is Action.COPY and item.spec.name in linear
+    ]
+    output = plan.structure.output.removesuffix(".weight")
+    if plain == ([] if plan.structure.tied else [output]):
+        return {}
+    return {"llm_int8_skip_modules": plain}

@@ -1,0 +1,169 @@
+"""Where a pack is built, beside its target, and how it gets the target's name.
+
+OUT.layerpack-partial/      one conversion's; kept after a break, for the same command to go on
+    journal                 what is done (journal.py)
+    pack/                   the pack to be: renamed to OUT when it is whole
+    source/                 scratch for downloads
+    replaced/               what stood under OUT's name, for the moment of the rename
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from layerpack.convert.journal import JOURNAL_NAME
+from layerpack.formats.errors import DiskFullError, TargetError
+from layerpack.formats.units import human_bytes
+
+PARTIAL_SUFFIX = ".layerpack-partial"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class Destination:
+    """Paths of one conversion, and the steps that change names. Holds nothing open but the lock."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = Path(os.path.abspath(out))
+        self.partial = self.out.with_name(self.out.name + PARTIAL_SUFFIX)
+        self.pack = self.partial / "pack"
+        self.scratch = self.partial / "source"
+        self.journal = self.partial / JOURNAL_NAME
+
+    def check_target(self, *, force: bool) -> None:
+        """Raises TargetError if something stands under the name, or nothing can be made there."""
+        parent = self.out.parent
+        if not parent.is_dir():
+            raise TargetError(f"{parent}: no such directory; make it first")
+        if not os.access(parent, os.W_OK):
+            raise TargetError(f"{parent}: not writable")
+        if self.out.is_symlink() or self.out.exists():
+            if self.out.is_dir() and not self.out.is_symlink() and not any(self.out.iterdir()):
+                return
+            if not force:
+                raise TargetError(f"{self.out}: exists; name another target or use --force")
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """The partial directory exists and is this process's alone. Raises TargetError.
+
+        Left empty of finished work, it is removed again.
+        """
+        with _os_errors(self.partial):
+            self.pack.mkdir(parents=True, exist_ok=True)
+        lock = os.open(self.partial / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            if not _try_lock(lock):
+                raise TargetError(f"{self.partial}: another conversion is at work there")
+            yield
+        finally:
+            os.close(lock)
+            if self.partial.is_dir() and not self.pack_files() and not _has_entries(self.scratch):
+                shutil.rmtree(self.partial, ignore_errors=True)
+
+    def pack_files(self) -> list[Path]:
+        """What is finished in the pack to be."""
+        return sorted(self.pack.iterdir()) if self.pack.is_dir() else []
+
+    def discard(self) -> None:
+        """Throw away unfinished work, downloads included."""
+        with _os_errors(self.partial):
+            self.journal.unlink(missing_ok=True)
+            shutil.rmtree(self.pack)
+            shutil.rmtree(self.scratch, ignore_errors=True)
+            self.pack.mkdir()
+
+    def check_space(self, *, pack_bytes: int, scratch_bytes: int) -> None:
+        """Raises DiskFullError if the disk lacks room for what is still to be written."""
+        needed = pack_bytes + scratch_bytes
+        free = shutil.disk_usage(self.partial).free
+        if free >= needed:
+            return
+        scratch = f" and {human_bytes(scratch_bytes)} of scratch" if scratch_bytes else ""
+        raise DiskFullError(
+            f"{self.out.parent}: {human_bytes(pack_bytes)} of pack{scratch} are to be written "
+            f"but {human_bytes(free)} are free; make room for {human_bytes(needed - free)} more"
+        )
+
+    def disk_full(self, missing_bytes: int) -> DiskFullError:
+        """The error for a disk that filled up during the work."""
+        free = shutil.disk_usage(self.partial).free
+        return DiskFullError(
+            f"{self.out.parent}: the disk is full, {human_bytes(missing_bytes)} of the pack are "
+            f"still to be written and {human_bytes(free)} are free; make room and run the same "
+            "command again, it goes on from here"
+        )
+
+    def write_file(self, name: str, data: bytes) -> None:
+        """One small file of the pack, whole or not there, on the disk when this returns."""
+        temporary = self.pack / (name + ".partial")
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, self.pack / name)
+
+    def commit(self) -> None:
+        """Give the finished pack its name, in place of what stands there, and clean up."""
+        sync_directory(self.pack)
+        replaced = self.partial / "replaced"
+        with _os_errors(self.out):
+            if self.out.is_symlink() or self.out.exists():
+                _remove(replaced)
+                os.rename(self.out, replaced)
+            os.rename(self.pack, self.out)
+            sync_directory(self.out.parent)
+        shutil.rmtree(self.partial, ignore_errors=True)
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether an error is the disk's or the quota's end."""
+    return isinstance(error, OSError) and error.errno in _FULL
+
+
+def sync_directory(path: Path) -> None:
+    """Bring a directory's entries to the disk, where the system can."""
+    if os.name != "posix":
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _try_lock(handle: int) -> bool:
+    try:
+        import fcntl
+    except ImportError:  # Windows: the user has to know
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _has_entries(path: Path) -> bool:
+    return path.is_dir() and any(path.iterdir())
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _os_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as reason:
+        if is_full(reason):
+            raise
+        raise TargetError(f"{path}: cannot be written ({reason.strerror})") from reason

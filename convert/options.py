@@ -1,0 +1,25 @@
+"""What a user can ask of a conversion."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+DEFAULT_BLOCK_SIZE = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConvertOptions:
+    """`block_size` and `double_quant` None: 64 and on, or what an NF4 source has already.
+
+    `nf4_head` quantises lm_head, too. `device` (auto, cpu, cuda …) is where weights are quantised;
+    the bytes do not depend on it. `force` replaces what stands under the target's name and starts
+    over where an unfinished conversion does not fit. `revision` and `keep_source` concern the Hub.
+    """
+
+    block_size: int | None = None
+    double_quant: bool | None = None
+    nf4_head: bool = False
+    device: str = "auto"
+    force: bool = False
+    revision: str | None = None
+    keep_source: bool = False

@@ -1,0 +1,89 @@
+"""What an earlier, broken run of the same conversion left, and what is still to be done."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import version
+
+from layerpack.convert.destination import Destination
+from layerpack.convert.journal import (
+    BlobRecord,
+    Progress,
+    fingerprint,
+    read_journal,
+)
+from layerpack.convert.plan import BlobPlan, ConversionPlan
+from layerpack.convert.source import Source
+from layerpack.convert.structure import read_config
+from layerpack.formats.errors import LayerpackError, TargetError
+from layerpack.formats.header import read_header
+from layerpack.formats.layout import Nf4Spec
+from layerpack.formats.manifest import FORMAT_VERSION
+
+
+def producer() -> str:
+    """Name and version of what writes the pack: part of its bytes."""
+    return f"layerpack {version('layerpack')}"
+
+
+def run_fingerprint(plan: ConversionPlan, source: Source) -> str:
+    """One text for all that decides the bytes of a pack: source, options, format, version."""
+    return fingerprint(
+        {
+            "format": FORMAT_VERSION,
+            "producer": producer(),
+            "source": [source.kind, source.id, source.revision],
+            "files": [[file.name, file.file_bytes, file.identity] for file in source.files],
+            "config": read_config(source.config_dir),
+            "quantization": [
+                plan.quantization.block_size,
+                plan.quantization.double_quant,
+                plan.quantization.head,
+            ],
+            "blobs": [
+                [blob.file, blob.layout.file_bytes, [item.source for item in blob.items]]
+                for blob in plan.blobs
+            ],
+        }
+    )
+
+
+def find_done(plan: ConversionPlan, run: str, destination: Destination, *, force: bool) -> Progress:
+    """What of this run is finished; what is not is cleared away.
+
+    Raises TargetError if the directory holds another conversion's work; with `force` that goes.
+    """
+    found = read_journal(destination.journal)
+    if found.runs - {run}:
+        if not force:
+            raise TargetError(
+                f"{destination.partial}: holds an unfinished conversion of another source, or with "
+                "other options; finish that one, remove the directory, or start over with --force"
+            )
+        destination.discard()
+        found = Progress()
+    blobs = {
+        blob.file: found.blobs[blob.file]
+        for blob in plan.blobs
+        if blob.file in found.blobs and _is_whole(blob, found.blobs[blob.file], destination)
+    }
+    for path in destination.pack_files():
+        if path.name not in blobs:
+            path.unlink()
+    return Progress(blobs=blobs, source_digests=found.source_digests)
+
+
+def _is_whole(blob: BlobPlan, record: BlobRecord, destination: Destination) -> bool:
+    """Size, header and states against the plan. Contents are what the digest is for."""
+    path = destination.pack / blob.file
+    try:
+        same_header = read_header(path) == blob.layout.tensors
+    except LayerpackError:
+        return False
+    return same_header and _shapes(record) == {
+        item.spec.name: item.spec.shape for item in blob.items if isinstance(item.spec, Nf4Spec)
+    }
+
+
+def _shapes(record: BlobRecord) -> Mapping[str, tuple[int, ...]]:
+    return {name: state.shape for name, state in record.states.items()}

@@ -1,0 +1,249 @@
+"""What a model consists of, found by building it, empty, from its config.
+
+transformers defines the model on torch's meta device (no memory, no weights); the decoder layers,
+the embedding and lm_head are then found by what they are, so no table of model names is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from layerpack.convert.dtypes import SAFETENSORS_DTYPES
+from layerpack.formats.errors import SourceError, UnsupportedError
+from layerpack.formats.jsontext import parse_json
+
+_EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+_OTHER_INPUTS = ("vision_config", "audio_config", "vision_tower", "speech_config")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parameter:
+    """One tensor that the model wants, by transformers' name. `linear`: an nn.Linear's weight."""
+
+    name: str
+    shape: tuple[int, ...]
+    floating: bool
+    linear: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Structure:
+    """The parts of a dense decoder-only model, each in the order of the module tree.
+
+    `before` are the tensors outside the layers that stand before them, the input embedding first;
+    `after` the other ones, lm_head's weight (`output`) first; a tied one is not among them.
+    `ignored` are patterns of checkpoint tensors that transformers, too, leaves unread.
+    `dtype` is F16 where the config says float16, else BF16: what 16-bit tensors are stored in.
+    """
+
+    architecture: str
+    base_prefix: str
+    layers_path: str
+    dtype: str
+    embedding: str
+    output: str
+    tied: bool
+    before: tuple[Parameter, ...]
+    layers: tuple[tuple[Parameter, ...], ...]
+    after: tuple[Parameter, ...]
+    ignored: tuple[str, ...]
+
+    @property
+    def head(self) -> str:
+        """Name of the stored tensor that lm_head uses."""
+        return self.embedding if self.tied else self.output
+
+    @property
+    def parameters(self) -> Iterator[Parameter]:
+        """All of them, in the order of use."""
+        yield from self.before
+        for layer in self.layers:
+            yield from layer
+        yield from self.after
+
+
+def read_config(config_dir: Path) -> dict[str, Any]:
+    """config.json as it is. Raises SourceError if it is missing or not a JSON object."""
+    path = config_dir / "config.json"
+    try:
+        config = parse_json(path.read_bytes())
+    except OSError as reason:
+        raise SourceError(f"{path}: cannot be read ({reason.strerror})") from reason
+    except ValueError as reason:
+        raise SourceError(f"{path}: not valid JSON ({reason})") from None
+    if not isinstance(config, dict):
+        raise SourceError(f"{path}: not a JSON object")
+    return config
+
+
+def find_structure(config_dir: Path) -> Structure:
+    """The structure of the model that config.json describes. Raises UnsupportedError by name."""
+    fields = read_config(config_dir)
+    where = str(config_dir / "config.json")
+    _refuse_by_fields(fields, where)
+    model = _build(config_dir, where)
+    text = model.config.get_text_config()
+    if text is not model.config:
+        raise UnsupportedError(f"{where}: {_title(model)} is multimodal; only text models convert")
+    path, layers = _layers(model, text.num_hidden_layers, where)
+    linears = {
+        f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)
+    }
+    state = {
+        name: Parameter(
+            name=name,
+            shape=tuple(tensor.shape),
+            floating=tensor.is_floating_point(),
+            linear=name in linears,
+        )
+        for name, tensor in model.state_dict(keep_vars=True).items()
+    }
+    embedding, output, tied = _embedding_and_head(model, where)
+    per_layer = tuple(_below(state, f"{path}.{index}.") for index in range(len(layers)))
+    _refuse_by_layers(model, layers, per_layer, where)
+    before, after = _around(state, f"{path}.", embedding, output, tied)
+    return Structure(
+        architecture=_title(model),
+        base_prefix=f"{model.base_model_prefix}.",
+        layers_path=path,
+        dtype=SAFETENSORS_DTYPES[
+            torch.float16 if _config_dtype(fields) == "float16" else torch.bfloat16
+        ],
+        embedding=embedding,
+        output=output,
+        tied=tied,
+        before=before,
+        layers=per_layer,
+        after=after,
+        ignored=(r"rotary_emb\.inv_freq$", *(model._keys_to_ignore_on_load_unexpected or ())),
+    )
+
+
+def _config_dtype(fields: dict[str, Any]) -> str:
+    value = fields.get("dtype", fields.get("torch_dtype"))
+    return value.removeprefix("torch.") if isinstance(value, str) else ""
+
+
+def _refuse_by_fields(fields: dict[str, Any], where: str) -> None:
+    from transformers import CONFIG_MAPPING
+
+    kind = fields.get("model_type")
+    if not isinstance(kind, str):
+        raise UnsupportedError(f'{where}: no "model_type" in it; not a transformers checkpoint')
+    if kind not in CONFIG_MAPPING:
+        hint = (
+            "it needs code from its repository, which is never run"
+            if "auto_map" in fields
+            else "the installed transformers does not know it"
+        )
+        raise UnsupportedError(f"{where}: model_type {kind!r} is not supported; {hint}")
+    if fields.get("is_encoder_decoder"):
+        raise UnsupportedError(f"{where}: {kind} is an encoder-decoder; only decoders convert")
+    for key in _EXPERT_COUNTS:
+        count = fields.get(key)
+        if isinstance(count, int) and count > 1:
+            raise UnsupportedError(
+                f"{where}: {kind} is a mixture of {count} experts, which layerpack does not "
+                "convert yet; use a dense model"
+            )
+    for key in _OTHER_INPUTS:
+        if fields.get(key) is not None:
+            raise UnsupportedError(
+                f"{where}: {kind} is multimodal ({key}); only text models convert"
+            )
+
+
+def _build(config_dir: Path, where: str) -> Any:
+    """The model on the meta device. Any failure of transformers' becomes an UnsupportedError."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(
+            config_dir, trust_remote_code=False, local_files_only=True
+        )
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(
+                config, trust_remote_code=False, dtype=torch.bfloat16
+            )
+    except Exception as reason:
+        lines = str(reason).strip().splitlines() or [type(reason).__name__]
+        raise UnsupportedError(
+            f"{where}: transformers cannot build a text model from it ({lines[0][:200]})"
+        ) from reason
+
+
+def _title(model: Any) -> str:
+    return type(model).__name__
+
+
+def _layers(model: Any, count: int, where: str) -> tuple[str, nn.ModuleList]:
+    found = [
+        module
+        for module in model.base_model.modules()
+        if isinstance(module, nn.ModuleList) and len(module) == count
+    ]
+    if len(found) != 1 or not count:
+        raise UnsupportedError(
+            f"{where}: {_title(model)} has {len(found)} lists of {count} modules where one "
+            "list of decoder layers is wanted"
+        )
+    (path,) = (name for name, module in model.named_modules() if module is found[0])
+    return path, found[0]
+
+
+def _embedding_and_head(model: Any, where: str) -> tuple[str, str, bool]:
+    """Names of the two weights, and whether they are the same one."""
+    inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
+    names = {module: name for name, module in model.named_modules()}
+    if not isinstance(inputs, nn.Embedding) or not isinstance(outputs, nn.Linear):
+        raise UnsupportedError(f"{where}: {_title(model)} has no plain embedding and lm_head")
+    tied = outputs.weight is inputs.weight
+    return f"{names[inputs]}.weight", f"{names[outputs]}.weight", tied
+
+
+def _below(state: dict[str, Parameter], prefix: str) -> tuple[Parameter, ...]:
+    return tuple(parameter for name, parameter in state.items() if name.startswith(prefix))
+
+
+def _refuse_by_layers(
+    model: Any,
+    layers: nn.ModuleList,
+    per_layer: tuple[tuple[Parameter, ...], ...],
+    where: str,
+) -> None:
+    for module in layers.modules():
+        if type(module).__name__ == "Conv1D":
+            raise UnsupportedError(
+                f"{where}: {_title(model)} keeps its matrices transposed (Conv1D), "
+                "which layerpack does not convert"
+            )
+    for parameters in per_layer:
+        for parameter in parameters:
+            if len(parameter.shape) > 2:
+                raise UnsupportedError(
+                    f"{where}: {_title(model)} has a weight of {len(parameter.shape)} dimensions "
+                    f"({parameter.name}): fused experts or convolutions do not convert"
+                )
+        if not any(parameter.linear for parameter in parameters):
+            raise UnsupportedError(f"{where}: {_title(model)} has layers without linear weights")
+
+
+def _around(
+    state: dict[str, Parameter], layers_prefix: str, embedding: str, output: str, tied: bool
+) -> tuple[tuple[Parameter, ...], tuple[Parameter, ...]]:
+    """What stands before the layers, the embedding first, and the rest, lm_head first."""
+    before, after, passed = [state[embedding]], [] if tied else [state[output]], False
+    for name, parameter in state.items():
+        if name.startswith(layers_prefix):
+            passed = True
+        elif name not in (embedding, output):
+            (after if passed else before).append(parameter)
+    return tuple(before), tuple(after)
