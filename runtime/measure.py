@@ -27,7 +27,7 @@ from layerpack.runtime.slices import Slice
 from layerpack.runtime.stream import split
 
 _LINK_BYTES = 256 * MIB
-_DISK_SECONDS, _DISK_BYTES, _DISK_THREADS, _PIECE_BYTES = 0.6, 2048 * MIB, 8, 4 * MIB
+_DISK_SECONDS, _DISK_THREADS, _PIECE_BYTES = 0.6, 8, 4 * MIB
 
 
 def probe_machine(
@@ -72,24 +72,30 @@ def measure_link(device: torch.device) -> float:
         pinned.close()
 
 
-def measure_disk(slices: Sequence[Slice], *, seconds: float = _DISK_SECONDS) -> float:
-    """GB/s of direct reads of the pack's own files by eight threads. Raises StreamError.
+def measure_disk(
+    slices: Sequence[Slice],
+    *,
+    seconds: float = _DISK_SECONDS,
+    num_threads: int = _DISK_THREADS,
+    piece_bytes: int = _PIECE_BYTES,
+) -> float:
+    """GB/s of direct reads of the pack's own files by some threads. Raises StreamError.
 
     Where direct reads are not possible the page cache takes part, and the figure is an upper one.
     """
     reader = open_reader(slices[0].path)
-    pieces = iter([piece for part in slices for piece in split(part, _PIECE_BYTES)])
+    pieces = iter([piece for part in slices for piece in split(part, piece_bytes)])
     buffers = PinnedBuffers(
-        count=_DISK_THREADS, each_bytes=_PIECE_BYTES, device=torch.device("cpu")
+        count=num_threads, each_bytes=piece_bytes, device=torch.device("cpu")
     )
-    done_bytes = [0] * _DISK_THREADS
+    done_bytes = [0] * num_threads
     errors: list[StreamError] = []
     lock = threading.Lock()
     begin_s = time.perf_counter()
 
     def work(thread: int) -> None:
         view = buffers.views[thread]
-        while time.perf_counter() - begin_s < seconds and sum(done_bytes) < _DISK_BYTES:
+        while time.perf_counter() - begin_s < seconds:
             with lock:
                 piece = next(pieces, None)
             if piece is None:
@@ -103,7 +109,7 @@ def measure_disk(slices: Sequence[Slice], *, seconds: float = _DISK_SECONDS) -> 
 
     threads = [
         threading.Thread(target=work, args=(i,), name=f"layerpack-measure-{i}", daemon=True)
-        for i in range(_DISK_THREADS)
+        for i in range(num_threads)
     ]
     for thread in threads:
         thread.start()

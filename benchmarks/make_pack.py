@@ -1,0 +1,210 @@
+"""Write a pack with a model's true shapes and random weights, straight through the pack's writer.
+
+    python benchmarks/make_pack.py qwen2.5-72b /data/random-72b [--layers N]
+
+A 72B pack needs no 145 GB source this way. Every layer holds the same random codes under its own
+names: what is timed is bytes and arithmetic, not meaning. The weights are scaled so that
+activations stay finite. The tokenizer knows bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from shapes import SHAPES
+
+from layerpack.formats import nf4
+from layerpack.formats.blob import BlobWriter
+from layerpack.formats.layout import Nf4Spec, PlainSpec, layout_blob
+from layerpack.formats.manifest import (
+    MANIFEST_NAME,
+    Blob,
+    Manifest,
+    Model,
+    Quantization,
+    Role,
+    Source,
+)
+from layerpack.formats.manifest_json import dump_manifest
+from layerpack.formats.units import human_bytes
+
+_ABSMAX = 0.02 * 2.5
+_PIECE = 1 << 26
+
+
+class _Random:
+    """The same random bytes again and again: fast, and incompressible within a tensor."""
+
+    def __init__(self, seed: int) -> None:
+        self._bytes = np.random.default_rng(seed).integers(0, 256, _PIECE, dtype=np.uint8)
+
+    def write(self, writer: BlobWriter, name: str, length_bytes: int) -> None:
+        for begin in range(0, length_bytes, _PIECE):
+            writer.write(name, memoryview(self._bytes[: min(_PIECE, length_bytes - begin)].data))
+
+
+def _bf16(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return (values.astype("<f4").view("<u4") >> 16).astype("<u2")
+
+
+def _write(path: Path, specs: list[Nf4Spec | PlainSpec], role: Role, layer: int | None) -> Blob:
+    layout = layout_blob(specs)
+    random = _Random(0)
+    states = {
+        spec.name: nf4.Nf4State(
+            shape=spec.shape,
+            block_size=spec.block_size,
+            dtype="BF16",
+            nested_offset=_ABSMAX if spec.double_quant else None,
+        )
+        for spec in specs
+        if isinstance(spec, Nf4Spec)
+    }
+    with BlobWriter(path, layout) as writer:
+        for entry in layout.tensors:
+            name, count = entry.name, entry.length_bytes
+            if name.endswith(nf4.STATE):
+                state = states[name.removesuffix(nf4.STATE)]
+                writer.write(name, nf4.encode_state(state, count))
+            elif name.endswith(nf4.NESTED_QUANT_MAP):
+                writer.write(name, np.linspace(-1, 1, 256, dtype="<f4").tobytes())
+            elif name.endswith(nf4.QUANT_MAP):
+                writer.write(name, np.array(nf4.NF4_CODES, dtype="<f4").tobytes())
+            elif entry.dtype == "F32":
+                writer.write(name, np.full(count // 4, _ABSMAX / 4, dtype="<f4").tobytes())
+            elif entry.dtype == "U8":
+                random.write(writer, name, count)
+            elif len(entry.shape) == 2:
+                generator = np.random.default_rng(1)
+                values = _bf16(generator.standard_normal(_PIECE // 2, dtype=np.float32) * 0.02)
+                raw = memoryview(values.data).cast("B")
+                for begin in range(0, count, _PIECE):
+                    writer.write(name, raw[: min(_PIECE, count - begin)])
+            else:
+                fill = 0.0 if name.endswith("bias") else 1.0
+                writer.write(name, _bf16(np.full(count // 2, fill)).tobytes())
+    assert writer.digest is not None
+    return Blob(
+        role=role,
+        layer=layer,
+        file=path.name,
+        file_bytes=layout.file_bytes,
+        digest=writer.digest,
+        tensors=layout.tensors,
+        nf4=states,
+    )
+
+
+def _layer_specs(config: dict[str, Any], prefix: str) -> list[Nf4Spec | PlainSpec]:
+    hidden, inner = config["hidden_size"], config["intermediate_size"]
+    width = hidden // config["num_attention_heads"]
+    kv = config["num_key_value_heads"] * width
+    shapes = {
+        "self_attn.q_proj": (hidden, hidden),
+        "self_attn.k_proj": (kv, hidden),
+        "self_attn.v_proj": (kv, hidden),
+        "self_attn.o_proj": (hidden, hidden),
+        "mlp.gate_proj": (inner, hidden),
+        "mlp.up_proj": (inner, hidden),
+        "mlp.down_proj": (hidden, inner),
+    }
+    specs: list[Nf4Spec | PlainSpec] = [
+        Nf4Spec(name=f"{prefix}{name}.weight", shape=shape, block_size=64, double_quant=True)
+        for name, shape in shapes.items()
+    ]
+    if config["model_type"] == "qwen2":
+        specs += [
+            PlainSpec(
+                name=f"{prefix}self_attn.{name}.bias",
+                dtype="BF16",
+                shape=(shapes[f"self_attn.{name}"][0],),
+            )
+            for name in ("q_proj", "k_proj", "v_proj")
+        ]
+    specs += [
+        PlainSpec(name=f"{prefix}{name}.weight", dtype="BF16", shape=(hidden,))
+        for name in ("input_layernorm", "post_attention_layernorm")
+    ]
+    return specs
+
+
+def make_pack(model: str, path: Path, *, num_layers: int | None = None) -> Manifest:
+    """Write the pack; the manifest. Nothing is done if `path` has one already."""
+    config = dict(SHAPES[model])
+    config["num_hidden_layers"] = num_layers or config["num_hidden_layers"]
+    path.mkdir(parents=True, exist_ok=True)
+    hidden, vocabulary = config["hidden_size"], config["vocab_size"]
+    matrix = PlainSpec(name="model.embed_tokens.weight", dtype="BF16", shape=(vocabulary, hidden))
+    blobs = [_write(path / "embed.safetensors", [matrix], Role.EMBEDDING, None)]
+    for layer in range(config["num_hidden_layers"]):
+        specs = _layer_specs(config, f"model.layers.{layer}.")
+        blobs.append(_write(path / f"layer-{layer:03d}.safetensors", specs, Role.LAYER, layer))
+    norm = PlainSpec(name="model.norm.weight", dtype="BF16", shape=(hidden,))
+    head = replace(matrix, name="lm_head.weight")
+    blobs.append(_write(path / "head.safetensors", [head, norm], Role.HEAD, None))
+    manifest = Manifest(
+        producer="layerpack benchmarks",
+        source=Source(kind="directory", id=f"random {model}", revision=None, files=()),
+        model=Model(
+            architecture=config["architectures"][0],
+            layers_path="model.layers",
+            num_layers=config["num_hidden_layers"],
+            dtype="BF16",
+            embedding=matrix.name,
+            head=head.name,
+            num_parameters=sum(blob.num_parameters for blob in blobs),
+        ),
+        quantization=Quantization(block_size=64, double_quant=True, head=False),
+        blobs=tuple(blobs),
+    )
+    config |= {"dtype": "bfloat16", "quantization_config": _QUANTIZATION}
+    (path / "config.json").write_text(json.dumps(config, indent=1))
+    _write_tokenizer(path)
+    (path / MANIFEST_NAME).write_bytes(dump_manifest(manifest))
+    os.sync()
+    return manifest
+
+
+_QUANTIZATION = {
+    "quant_method": "bitsandbytes",
+    "load_in_4bit": True,
+    "bnb_4bit_quant_type": "nf4",
+    "bnb_4bit_compute_dtype": "bfloat16",
+    "bnb_4bit_use_double_quant": True,
+    "bnb_4bit_quant_storage": "uint8",
+}
+
+
+def _write_tokenizer(path: Path) -> None:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {symbol: index for index, symbol in enumerate(alphabet)} | {"<|end|>": 256}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>")
+    fast.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    fast.save_pretrained(path)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", choices=sorted(SHAPES))
+    parser.add_argument("path", type=Path)
+    parser.add_argument("--layers", type=int)
+    arguments = parser.parse_args()
+    manifest = make_pack(arguments.model, arguments.path, num_layers=arguments.layers)
+    print(f"{arguments.path}: {len(manifest.blobs)} blobs, {human_bytes(manifest.total_bytes)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""A streamed model gives what transformers and bitsandbytes give from the same pack, bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from oracles import quantised_reference
+from tiny import ARCHITECTURES
+
+from layerpack.runtime.model import Model, OpenOptions
+from layerpack.runtime.plan import Limits, Tier
+
+PackOf = Callable[..., Path]
+IDS = torch.tensor([[7, 201, 33, 90, 90, 5, 250, 118, 64, 2, 19]])
+WAYS = {
+    "mapped": Limits(),
+    "two slots": Limits(host_slices=0, num_slots=2),
+    "mixed": Limits(host_slices=1, num_slots=2),
+}
+
+
+@pytest.mark.parametrize("double_quant", [True, False], ids=["nested", "flat"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_logits_and_greedy_tokens_equal_the_reference(
+    pack_of: PackOf, name: str, double_quant: bool
+) -> None:
+    pack = pack_of(name, double_quant=double_quant)
+    reference = quantised_reference(pack)
+    with torch.no_grad():
+        logits = reference(IDS).logits
+    tokens = reference.generate(IDS, max_new_tokens=12, do_sample=False)
+    for title, limits in WAYS.items():
+        with Model.open(pack, OpenOptions(device="cpu", limits=limits)) as model:
+            for _ in range(2):  # the second pass uses slots that the first one filled
+                with torch.no_grad():
+                    assert torch.equal(model.network(IDS).logits, logits), title
+            found = model.network.generate(
+                IDS, max_new_tokens=12, do_sample=False, disable_compile=True
+            )
+            assert torch.equal(found, tokens), title
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2"])
+def test_quantised_head_equals_the_reference(pack_of: PackOf, name: str) -> None:
+    pack = pack_of(name, nf4_head=True)
+    with torch.no_grad():
+        logits = quantised_reference(pack)(IDS).logits
+    for title, limits in WAYS.items():
+        with Model.open(pack, OpenOptions(device="cpu", limits=limits)) as model:
+            with torch.no_grad():
+                found = model.network(IDS).logits
+            torch.testing.assert_close(found, logits, rtol=0.02, atol=0.02, msg=title)
+
+
+def test_tiers_are_as_asked_for(pack_of: PackOf) -> None:
+    with Model.open(pack_of("llama"), OpenOptions(device="cpu", limits=WAYS["mixed"])) as model:
+        assert model.plan.tiers.count(Tier.HOST) == 1
+        assert set(model.plan.tiers) == {Tier.HOST, Tier.DISK}
+
+
+def test_a_pass_that_broke_off_leaves_the_next_one_right(pack_of: PackOf) -> None:
+    pack = pack_of("llama-tied")
+    limits = Limits(host_slices=0, num_slots=2)
+    with Model.open(pack, OpenOptions(device="cpu", limits=limits)) as model, torch.no_grad():
+        whole = model.network(IDS).logits
+        for layer in model.network.model.layers:
+
+            def stop(*_: object) -> None:
+                raise KeyboardInterrupt
+
+            hook = layer.mlp.register_forward_pre_hook(stop)
+            with pytest.raises(KeyboardInterrupt):
+                model.network(IDS)
+            hook.remove()
+            assert torch.equal(model.network(IDS).logits, whole)
