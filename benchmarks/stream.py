@@ -108,9 +108,9 @@ def opened(path: Path, limits: Limits, **options: Any) -> Iterator[Model]:
 
 
 def time_passes(model: Model, *, context: int, tokens: int, passes: int) -> list[float]:
-    """Seconds of each pass with `tokens` new tokens over a cache of `context`, after one to warm up.
+    """Seconds of each pass with `tokens` new tokens over a cache of `context`.
 
-    The cache is cropped back after each pass, so all passes are alike.
+    One more goes before them, to warm up. The cache is cropped back after each pass, so all passes are alike.
     """
     from transformers.cache_utils import DynamicCache
 
@@ -184,7 +184,7 @@ def first_token(path: Path, vram: str) -> dict[str, Any]:
     }
 
 
-def run(path: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+def run(path: Path, arguments: argparse.Namespace) -> dict[str, Any]:  # noqa: PLR0915
     """All tiers; the JSON document."""
     pack = Pack.open(path)
     count = len(pass_slices(pack))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,7 @@ def generate(pack: str, prompt: str | None, prompt_file: str | None, **options: 
 
     The text goes to standard output as it comes, a summary line to standard error.
     """
+    options["began_s"] = time.perf_counter()
     text = read_prompt(prompt, prompt_file)
     from layerpack.cli.generate_run import run  # after the usage is known to be right: it is slow
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,10 @@ def run(path: Path, prompt: str, options: dict[str, Any]) -> int:
         ),
         context_tokens=options["context"] or _context_tokens(path, prompt, wanted),
     )
+    started_s = time.perf_counter()
     with Model.open(path, opening) as model:
+        if options["verbose"]:
+            click.echo(describe_setup(model, started_s - options["began_s"]), err=True)
         result = model.generate(prompt, wanted, on_text=_print_piece)
         click.echo()
         click.echo(summary(model, result), err=True)
@@ -49,6 +53,16 @@ def _context_tokens(path: Path, prompt: str, wanted: GenerateOptions) -> int:
     """What this very run can need: the prompt, and the most that may follow."""
     tokenizer = load_tokenizer(Pack.open(path).path)
     return int(encode_prompt(tokenizer, prompt, wanted).shape[1]) + wanted.max_new_tokens
+
+
+def describe_setup(model: Model, before_s: float) -> str:
+    """One line: where the time before the first pass went."""
+    setup = model.setup
+    return (
+        f"[set-up: {before_s:.2f} s imports and tokenizer; {setup.total_s:.2f} s opening: "
+        f"plan {setup.plan_s:.2f}, transformers and network {setup.network_s:.2f}, "
+        f"waiting for weights {setup.wait_for_weights_s:.2f}, binding {setup.attach_s:.2f}]"
+    )
 
 
 def _print_piece(piece: str) -> None:

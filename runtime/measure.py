@@ -85,9 +85,7 @@ def measure_disk(
     """
     reader = open_reader(slices[0].path)
     pieces = iter([piece for part in slices for piece in split(part, piece_bytes)])
-    buffers = PinnedBuffers(
-        count=num_threads, each_bytes=piece_bytes, device=torch.device("cpu")
-    )
+    buffers = PinnedBuffers(count=num_threads, each_bytes=piece_bytes, device=torch.device("cpu"))
     done_bytes = [0] * num_threads
     errors: list[StreamError] = []
     lock = threading.Lock()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -52,6 +53,25 @@ class OpenOptions:
     attention: str = "sdpa"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetupTimes:
+    """Seconds that opening took, one part after the other.
+
+    `network_s` is transformers being imported and building the model; weights are mapped,
+    registered and loaded beside it, and `wait_for_weights_s` is what they took longer.
+    """
+
+    plan_s: float
+    network_s: float
+    wait_for_weights_s: float
+    attach_s: float
+
+    @property
+    def total_s(self) -> float:
+        """All of opening."""
+        return self.plan_s + self.network_s + self.wait_for_weights_s + self.attach_s
+
+
 class Model:
     """A pack that can generate. Make one with `Model.open`, in a with statement.
 
@@ -59,11 +79,14 @@ class Model:
     where the weights are. One thread at a time.
     """
 
-    def __init__(self, *, pack: Pack, plan: Plan, machine: Machine, network: Any) -> None:
+    def __init__(
+        self, *, pack: Pack, plan: Plan, machine: Machine, network: Any, setup: SetupTimes
+    ) -> None:
         self.pack = pack
         self.plan = plan
         self.machine = machine
         self.network = network
+        self.setup = setup
 
     @classmethod
     @contextlib.contextmanager
@@ -79,7 +102,9 @@ class Model:
         if device.type == "cuda" and options.limits.vram_bytes is not None:
             _cap_vram(device, options.limits.vram_bytes)
         with contextlib.ExitStack() as stack:
+            begin_s = time.perf_counter()
             machine, chosen = make_plan(pack, device, options)
+            planned_s = time.perf_counter()
             # Mapping, registering and loading need no Python to speak of; importing transformers
             # is nothing but Python. Together they take as long as the slower one.
             with ThreadPoolExecutor(1, thread_name_prefix="layerpack-open") as pool:
@@ -95,11 +120,19 @@ class Model:
                 )
                 try:
                     network = build_skeleton(pack, device=device, attention=options.attention)
+                    network_s = time.perf_counter()
                 finally:
                     weights = stack.enter_context(opening.result())
+            loaded_s = time.perf_counter()
             weights.attach(decoder_layers(network, pack.manifest.model.layers_path))
             _attach_ends(network, pack, chosen, weights, device)
-            yield cls(pack=pack, plan=chosen, machine=machine, network=network)
+            setup = SetupTimes(
+                plan_s=planned_s - begin_s,
+                network_s=network_s - planned_s,
+                wait_for_weights_s=loaded_s - network_s,
+                attach_s=time.perf_counter() - loaded_s,
+            )
+            yield cls(pack=pack, plan=chosen, machine=machine, network=network, setup=setup)
 
     @functools.cached_property
     def tokenizer(self) -> Any:

@@ -1,4 +1,4 @@
-"""A streamed model gives what transformers and bitsandbytes give from the same pack, bit for bit."""
+"""A streamed model gives what transformers gives from the same pack, bit for bit."""
 
 from __future__ import annotations
 
