@@ -1,0 +1,223 @@
+"""GGUF files as sources, against transformers' own GGUF loading."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from layerpack.convert import gguf as gguf_source
+from layerpack.convert.gguf import GgufSource
+from layerpack.formats.errors import SourceError, UnsupportedError
+
+gguf = pytest.importorskip("gguf")
+
+HIDDEN, INTERMEDIATE, HEADS, KV_HEADS, LAYERS = 128, 192, 4, 2, 2
+TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+
+
+def byte_tokens() -> list[str]:
+    """The 256 byte tokens of GPT-2, one merged token and three special ones."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    return [*bytes_to_unicode().values(), "ab", "<s>", "</s>", "<unk>"]
+
+
+def write_gguf(
+    path: Path, *, architecture: str = "llama", tied: bool = True, kind: str = "Q8_0"
+) -> Path:
+    writer = gguf.GGUFWriter(path, architecture)
+    tokens = byte_tokens()
+    writer.add_name("Tiny")
+    writer.add_block_count(LAYERS)
+    writer.add_context_length(256)
+    writer.add_embedding_length(HIDDEN)
+    writer.add_feed_forward_length(INTERMEDIATE)
+    writer.add_head_count(HEADS)
+    writer.add_head_count_kv(KV_HEADS)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(len(tokens))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(tokens)
+    writer.add_token_types([1] * 257 + [3] * 3)
+    writer.add_token_merges(["a b"])
+    writer.add_bos_token_id(257)
+    writer.add_eos_token_id(258)
+    writer.add_pad_token_id(258)
+    writer.add_chat_template(TEMPLATE)
+    random = np.random.default_rng(0)
+    quantised = gguf.GGMLQuantizationType[kind]
+
+    def add(name: str, *shape: int) -> None:
+        values = random.normal(0, 0.05, shape).astype(np.float32)
+        if len(shape) == 1:
+            writer.add_tensor(name, values)
+        else:
+            data = gguf.quantize(values, quantised)
+            writer.add_tensor(name, data, raw_dtype=quantised)
+
+    key_value = HIDDEN // HEADS * KV_HEADS
+    add("token_embd.weight", len(tokens), HIDDEN)
+    add("rope_freqs.weight", HIDDEN // HEADS // 2)
+    for layer in range(LAYERS):
+        for name, *shape in (
+            ("attn_norm", HIDDEN),
+            ("attn_q", HIDDEN, HIDDEN),
+            ("attn_k", key_value, HIDDEN),
+            ("attn_v", key_value, HIDDEN),
+            ("attn_output", HIDDEN, HIDDEN),
+            ("ffn_norm", HIDDEN),
+            ("ffn_gate", INTERMEDIATE, HIDDEN),
+            ("ffn_up", INTERMEDIATE, HIDDEN),
+            ("ffn_down", HIDDEN, INTERMEDIATE),
+        ):
+            add(f"blk.{layer}.{name}.weight", *shape)  # type: ignore[arg-type]
+        if architecture == "qwen2":
+            for name, width in (("attn_q", HIDDEN), ("attn_k", key_value), ("attn_v", key_value)):
+                add(f"blk.{layer}.{name}.bias", width)
+    add("output_norm.weight", HIDDEN)
+    if not tied:
+        add("output.weight", len(tokens), HIDDEN)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def loaded(path: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, dtype=torch.bfloat16
+    )
+
+
+@pytest.mark.parametrize(
+    ("architecture", "tied", "kind"),
+    [
+        ("llama", True, "Q8_0"),
+        ("llama", False, "Q4_1"),
+        ("llama", False, "F16"),
+        ("qwen2", False, "Q5_0"),
+        ("qwen2", True, "BF16"),
+    ],
+)
+def test_weights_equal_what_transformers_loads(
+    tmp_path: Path, architecture: str, tied: bool, kind: str
+) -> None:
+    path = write_gguf(tmp_path / "m.gguf", architecture=architecture, tied=tied, kind=kind)
+    wanted = loaded(path).state_dict()
+    if tied:
+        wanted.pop("lm_head.weight")
+    with GgufSource.open(path) as source:
+        assert set(source.tensors) == set(wanted)
+        for name, tensor in source.tensors.items():
+            assert tensor.shape == tuple(wanted[name].shape)
+            whole = source.read(name)
+            assert whole.dtype == torch.bfloat16
+            assert torch.equal(whole, wanted[name]), name
+            rows = source.read(name, (3, 11))
+            assert rows.is_contiguous()
+            assert torch.equal(rows, wanted[name][3:11])
+
+
+def test_large_tensors_read_in_pieces_are_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_gguf(tmp_path / "m.gguf")
+    with GgufSource.open(path) as source:
+        whole = source.read("model.embed_tokens.weight")
+        monkeypatch.setattr(gguf_source, "_PIECE_ELEMENTS", 7 * HIDDEN)
+        assert torch.equal(source.read("model.embed_tokens.weight"), whole)
+
+
+def test_config_tokenizer_and_generation_settings_are_a_checkpoints(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "m.gguf")
+    (tmp_path / "tokenizer_config.json").write_text('{"bos_token": "another model\'s"}')
+    with GgufSource.open(path) as source:
+        config = AutoConfig.from_pretrained(source.config_dir)
+        fields = json.loads((source.config_dir / "config.json").read_text())
+        assert "quantization_config" not in fields
+        assert str(tmp_path) not in json.dumps(fields)
+        assert fields["architectures"] == ["LlamaForCausalLM"]
+        assert (config.hidden_size, config.num_key_value_heads) == (HIDDEN, KV_HEADS)
+        assert config.tie_word_embeddings
+        settings = json.loads((source.config_dir / "generation_config.json").read_text())
+        assert settings == {"bos_token_id": 257, "eos_token_id": 258, "pad_token_id": 258}
+        tokenizer = AutoTokenizer.from_pretrained(source.config_dir)
+        assert tokenizer.eos_token == "</s>"
+        assert tokenizer.bos_token == "<s>"
+        assert tokenizer.decode(tokenizer("abc abba").input_ids) == "abc abba"
+        message = [{"role": "user", "content": "hello"}]
+        assert tokenizer.apply_chat_template(message, tokenize=False) == "hello"
+        kept = source.config_dir
+    assert not kept.exists()
+
+
+def test_config_files_are_the_same_each_time(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "m.gguf")
+    contents = []
+    for _ in range(2):
+        with GgufSource.open(path) as source:
+            contents.append({f.name: f.read_bytes() for f in source.config_dir.iterdir()})
+    assert contents[0] == contents[1]
+
+
+def test_facts_change_with_the_file(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "m.gguf")
+    with GgufSource.open(path) as source:
+        (facts,) = source.files
+        assert (facts.name, facts.file_bytes) == ("m.gguf", path.stat().st_size)
+        assert source.digest("m.gguf").startswith("xxh3_128:")
+        assert (source.kind, source.id, source.scratch_bytes) == ("gguf", str(path), 0)
+
+
+def test_damaged_files_are_refused_in_one_line(tmp_path: Path) -> None:
+    whole = write_gguf(tmp_path / "m.gguf").read_bytes()
+    damaged = tmp_path / "d.gguf"
+    for content in (b"", b"GGUF", whole[:100], whole[:5000], whole[:-5000], b"x" + whole[1:]):
+        damaged.write_bytes(content)
+        with pytest.raises(SourceError) as caught:
+            GgufSource.open(damaged)
+        assert str(damaged) in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_truncation_while_reading_is_an_error(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "m.gguf")
+    with GgufSource.open(path) as source:
+        path.write_bytes(path.read_bytes()[:-40000])
+        with pytest.raises(SourceError, match=r"truncated while it was read"):
+            for name in source.tensors:
+                source.read(name)
+
+
+def test_unknown_architecture_is_refused_by_name(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "m.gguf", architecture="wavtokenizer-dec")
+    with pytest.raises(SourceError, match="wavtokenizer"):
+        GgufSource.open(path)
+
+
+def test_a_part_of_a_split_file_is_refused(tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
+    writer.add_uint16("split.count", 3)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    with pytest.raises(UnsupportedError, match="one of 3 parts of a split GGUF file"):
+        GgufSource.open(tmp_path / "m.gguf")
+
+
+def test_without_the_package_the_extra_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_gguf(tmp_path / "m.gguf")
+    monkeypatch.setitem(__import__("sys").modules, "gguf", None)
+    with pytest.raises(SourceError, match=r"pip install layerpack\[gguf\]"):
+        GgufSource.open(path)
