@@ -179,7 +179,10 @@ def _device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise CapacityError(f"--device {name}: torch finds no CUDA device; use cpu or auto")
-    return torch.device(name)
+    try:
+        return torch.device(name)
+    except RuntimeError:
+        raise CapacityError(f"--device {name}: not a device; use auto, cpu or cuda") from None
 
 
 class _Meter:

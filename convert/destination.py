@@ -44,6 +44,8 @@ class Destination:
         if self.out.is_symlink() or self.out.exists():
             if self.out.is_dir() and not self.out.is_symlink() and not any(self.out.iterdir()):
                 return
+            if self.partial.is_dir() and not self.pack.exists():
+                shutil.rmtree(self.partial, ignore_errors=True)  # killed after the rename
             if not force:
                 raise TargetError(f"{self.out}: exists; name another target or use --force")
 
@@ -59,11 +61,13 @@ class Destination:
         try:
             if not _try_lock(lock):
                 raise TargetError(f"{self.partial}: another conversion is at work there")
-            yield
+            try:
+                yield
+            finally:
+                if not self.pack_files() and not _has_entries(self.scratch):
+                    shutil.rmtree(self.partial, ignore_errors=True)
         finally:
             os.close(lock)
-            if self.partial.is_dir() and not self.pack_files() and not _has_entries(self.scratch):
-                shutil.rmtree(self.partial, ignore_errors=True)
 
     def pack_files(self) -> list[Path]:
         """What is finished in the pack to be."""

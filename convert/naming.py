@@ -16,33 +16,39 @@ _CONSTANTS = (*nf4.SUFFIXES, FP8_SCALE)
 def match_names(structure: Structure, names: Iterable[str], *, where: str) -> dict[str, str]:
     """Parameter name -> checkpoint name, for every parameter of the model.
 
-    A checkpoint of the base model alone lacks the base prefix (`model.`); that is allowed where it
-    holds for all of it. Constants of quantised weights go with their weight and a stored copy of a
-    tied lm_head is left out; any other tensor that the model has no place for is refused by name,
-    as is a parameter that is missing.
+    A checkpoint may use a model's older names, or lack the base model's prefix (`model.`).
+    Constants of quantised weights go with their weight; a stored copy of a tied lm_head is left
+    out; any other tensor that the model has no place for is refused by name, as is a parameter
+    that is missing.
     """
-    present = {name for name in names if not name.endswith(_CONSTANTS)}
-    wanted = [parameter.name for parameter in structure.parameters]
-    found = {name: name for name in wanted}
-    if not any(name.startswith(structure.base_prefix) for name in present):
-        found = {name: name.removeprefix(structure.base_prefix) for name in wanted}
-    for stored in found.values():
-        if stored not in present:
+    wanted = {parameter.name for parameter in structure.parameters}
+    found: dict[str, str] = {}
+    homeless: list[str] = []
+    for stored in sorted(name for name in names if not name.endswith(_CONSTANTS)):
+        name = structure.canonical_name(stored)
+        if name not in wanted:
+            name = structure.base_prefix + name
+        if name not in wanted:
+            homeless.append(stored)
+        elif found.setdefault(name, stored) != stored:
+            raise SourceError(f"{where}: tensors {found[name]} and {stored} are the same weight")
+    for parameter in structure.parameters:
+        if parameter.name not in found:
             raise SourceError(
-                f"{where}: {structure.architecture} needs the tensor {stored}, which is not in "
-                "the checkpoint; if it is one of the base model alone, use the full one"
+                f"{where}: {structure.architecture} needs the tensor {parameter.name}, which is "
+                "not there; if the checkpoint is one of the base model alone, use the full one"
             )
-    for name in sorted(present - set(found.values())):
-        if not _may_be_ignored(name, structure):
+    for stored in homeless:
+        if not _may_be_ignored(stored, structure):
             raise SourceError(
-                f"{where}: {structure.architecture} has no place for the tensor {name}; "
+                f"{where}: {structure.architecture} has no place for the tensor {stored}; "
                 "config.json and weights do not belong together"
             )
     return found
 
 
 def _may_be_ignored(name: str, structure: Structure) -> bool:
-    if structure.tied and name == structure.output:
+    if structure.tied and structure.canonical_name(name) == structure.output:
         return True
     return any(re.search(pattern, name) for pattern in structure.ignored)
 

@@ -6,7 +6,7 @@ the embedding and lm_head are then found by what they are, so no table of model 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,8 @@ class Structure:
 
     `before` are the tensors outside the layers that stand before them, the input embedding first;
     `after` the other ones, lm_head's weight (`output`) first; a tied one is not among them.
-    `ignored` are patterns of checkpoint tensors that transformers, too, leaves unread.
+    `canonical_name` translates older names in checkpoints to the model's own, as transformers does
+    on loading; `ignored` are patterns of checkpoint tensors that transformers, too, leaves unread.
     `dtype` is F16 where the config says float16, else BF16: what 16-bit tensors are stored in.
     """
 
@@ -52,6 +53,7 @@ class Structure:
     before: tuple[Parameter, ...]
     layers: tuple[tuple[Parameter, ...], ...]
     after: tuple[Parameter, ...]
+    canonical_name: Callable[[str], str]
     ignored: tuple[str, ...]
 
     @property
@@ -105,9 +107,11 @@ def find_structure(config_dir: Path) -> Structure:
         for name, tensor in model.state_dict(keep_vars=True).items()
     }
     embedding, output, tied = _embedding_and_head(model, where)
+    before, after = _around(state, f"{path}.", embedding, output, tied)
+    if not after:
+        raise UnsupportedError(f"{where}: {_title(model)} has nothing after its layers")
     per_layer = tuple(_below(state, f"{path}.{index}.") for index in range(len(layers)))
     _refuse_by_layers(model, layers, per_layer, where)
-    before, after = _around(state, f"{path}.", embedding, output, tied)
     return Structure(
         architecture=_title(model),
         base_prefix=f"{model.base_model_prefix}.",
@@ -121,6 +125,7 @@ def find_structure(config_dir: Path) -> Structure:
         before=before,
         layers=per_layer,
         after=after,
+        canonical_name=_renaming(model),
         ignored=(r"rotary_emb\.inv_freq$", *(model._keys_to_ignore_on_load_unexpected or ())),
     )
 
@@ -178,6 +183,23 @@ def _build(config_dir: Path, where: str) -> Any:
         raise UnsupportedError(
             f"{where}: transformers cannot build a text model from it ({lines[0][:200]})"
         ) from reason
+
+
+def _renaming(model: Any) -> Callable[[str], str]:
+    """transformers' table of renamed weights, by way of what it uses itself; without it, none."""
+    try:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightRenaming
+    except ImportError:
+        return str
+    table = [t for t in get_model_conversion_mapping(model) if isinstance(t, WeightRenaming)]
+
+    def canonical_name(name: str) -> str:
+        for renaming in table:
+            name, _ = renaming.rename_source_key(name)
+        return name
+
+    return canonical_name
 
 
 def _title(model: Any) -> str:
@@ -246,4 +268,6 @@ def _around(
             passed = True
         elif name not in (embedding, output):
             (after if passed else before).append(parameter)
+    if not after:  # OPT registers its final norm before its layers
+        before, after = before[:1], before[1:]
     return tuple(before), tuple(after)
