@@ -22,10 +22,10 @@ TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 
 
 def byte_tokens() -> list[str]:
-    """The 256 byte tokens of GPT-2, one merged token and three special ones."""
+    """The 256 byte tokens of GPT-2, two merged tokens and three special ones."""
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-    return [*bytes_to_unicode().values(), "ab", "<s>", "</s>", "<unk>"]
+    return [*bytes_to_unicode().values(), "ab", "ba", "<s>", "</s>", "<unk>"]
 
 
 def write_gguf(
@@ -46,11 +46,11 @@ def write_gguf(
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("smollm")
     writer.add_token_list(tokens)
-    writer.add_token_types([1] * 257 + [3] * 3)
-    writer.add_token_merges(["a b"])
-    writer.add_bos_token_id(257)
-    writer.add_eos_token_id(258)
-    writer.add_pad_token_id(258)
+    writer.add_token_types([1] * 258 + [3] * 3)
+    writer.add_token_merges(["a b", "b a"])
+    writer.add_bos_token_id(258)
+    writer.add_eos_token_id(259)
+    writer.add_pad_token_id(259)
     writer.add_chat_template(TEMPLATE)
     random = np.random.default_rng(0)
     quantised = gguf.GGMLQuantizationType[kind]
@@ -149,7 +149,7 @@ def test_config_tokenizer_and_generation_settings_are_a_checkpoints(tmp_path: Pa
         assert (config.hidden_size, config.num_key_value_heads) == (HIDDEN, KV_HEADS)
         assert config.tie_word_embeddings
         settings = json.loads((source.config_dir / "generation_config.json").read_text())
-        assert settings == {"bos_token_id": 257, "eos_token_id": 258, "pad_token_id": 258}
+        assert settings == {"bos_token_id": 258, "eos_token_id": 259, "pad_token_id": 259}
         tokenizer = AutoTokenizer.from_pretrained(source.config_dir)
         assert tokenizer.eos_token == "</s>"
         assert tokenizer.bos_token == "<s>"
