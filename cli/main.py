@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import importlib.util
 import os
 import sys
@@ -50,7 +49,7 @@ class _LazyGroup(click.Group):
 
 
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(importlib.metadata.version("layerpack"), prog_name="layerpack")
+@click.version_option(package_name="layerpack", prog_name="layerpack")
 def layerpack() -> None:
     """Run language models that do not fit into your GPU, at full 4-bit quality.
 
@@ -60,18 +59,19 @@ def layerpack() -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; ends in SystemExit: 0, 1 (failed), 2 (usage) or 130 (Ctrl-C)."""
+    """Run the command line; ends in SystemExit: 0, 1 (failed), 2 (usage) or 130 (Ctrl-C).
+
+    The one place where an error becomes one line; LAYERPACK_DEBUG=1 shows its traceback instead.
+    """
     try:
-        layerpack.main(args=arguments, standalone_mode=False)
+        sys.exit(layerpack.main(args=arguments, standalone_mode=False))
     except click.ClickException as error:
         error.show()
-        sys.exit(error.exit_code)
-    except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         click.echo("layerpack: interrupted", err=True)
         sys.exit(INTERRUPTED)
-    except (LayerpackError, OSError) as error:
+    except Exception as error:
         if os.environ.get("LAYERPACK_DEBUG"):
             raise
         click.echo(f"layerpack: error: {_one_line(error)}", err=True)
@@ -79,9 +79,13 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _one_line(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename or 'input/output'}: {error.strerror}"
-    return " ".join(str(error).split())
+    text = " ".join(str(error).split())
+    if isinstance(error, LayerpackError):
+        return text
+    if isinstance(error, OSError):
+        return f"{error.filename or 'input/output'}: {error.strerror or text}"
+    kind = type(error).__name__
+    return f"unforeseen {kind}: {text}; LAYERPACK_DEBUG=1 shows where it came from"
 
 
 if __name__ == "__main__":

@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# From a GGUF file to words: `make demo`. Needs `layerpack` on the PATH.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+show() {
+    printf '\n$ %s\n' "$*"
+    "$@"
+}
+
+gguf=$(python demo/smollm2.py .cache)
+show layerpack convert "$gguf" demo-out --force
+show layerpack generate demo-out --prompt "What is the capital of France?" --max-new-tokens 64
+show layerpack inspect demo-out
