@@ -66,15 +66,19 @@ class Crew:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: object
     ) -> bool:
-        if kind is None:
-            for thread in self._threads:
-                thread.join()
-        self.stop(None if isinstance(error, StoppedError) else error)
-        for thread in self._threads:
-            thread.join()
+        try:
+            if kind is None:
+                self._join()
+        finally:
+            self.stop(None if isinstance(error, StoppedError) else error)
+            self._join()
         if self._error is not None and self._error is not error:
             raise self._error
         return isinstance(error, StoppedError)
+
+    def _join(self) -> None:
+        for thread in self._threads:
+            thread.join()
 
 
 class Channel(Generic[T]):

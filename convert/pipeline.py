@@ -19,7 +19,7 @@ from layerpack.convert.plan import Action, BlobPlan, ConversionPlan, Item
 from layerpack.convert.quantize import quantize_nf4
 from layerpack.convert.shelf import Shelf
 from layerpack.convert.source import Source
-from layerpack.convert.weights import WeightReader, raw_bytes
+from layerpack.convert.weights import WeightReader, all_finite, raw_bytes
 from layerpack.formats import nf4
 from layerpack.formats.blob import BlobWriter
 from layerpack.formats.errors import PackError, SourceError
@@ -140,7 +140,7 @@ def _encode(
                 encoded.put(_Encoded(name=part, data=weight.part(part.removeprefix(name))))
             encoded.put(_Encoded(name=item.part_names[-1], data=b"", state=weight.state))
         elif item.action is Action.COPY:
-            if have.tensor.is_floating_point() and not torch.isfinite(have.tensor).all():
+            if not all_finite(have.tensor):
                 raise SourceError(
                     f"tensor {item.source} has values that are not finite in {item.dtype}; "
                     "the checkpoint cannot be converted"
@@ -174,7 +174,7 @@ def _kept(have: _Loaded) -> _Encoded:
     if name.endswith(nf4.QUANT_MAP) and not name.endswith(nf4.NESTED_QUANT_MAP):
         if tuple(have.tensor.flatten().tolist()) != nf4.NF4_CODES:
             raise SourceError(f"tensor {have.item.source}: its 16 values are not those of NF4")
-    elif have.tensor.is_floating_point() and not torch.isfinite(have.tensor).all():
+    elif not all_finite(have.tensor):
         raise SourceError(f"tensor {have.item.source}: its scales are not finite")
     return _Encoded(name=name, data=data)
 

@@ -1,0 +1,81 @@
+"""Whatever happened to a journal's bytes, only lines that were written are believed."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from layerpack.convert.journal import BlobRecord, Journal, Progress, read_journal
+from layerpack.formats.nf4 import Nf4State
+
+BLOBS = [
+    BlobRecord(
+        file=f"layer-{index:03d}.safetensors",
+        digest="xxh3_128:" + f"{index:x}" * 32,
+        states={
+            "a.weight": Nf4State(shape=(8, 96), block_size=64, dtype="BF16", nested_offset=0.5),
+            "b.weight": Nf4State(shape=(8, 96), block_size=64, dtype="F16", nested_offset=None),
+        },
+    )
+    for index in range(1, 5)
+]
+
+
+def written() -> bytes:
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "journal"
+        with Journal(path, "run", Progress()) as journal:
+            for blob in BLOBS:
+                journal.source_digest(blob.file, "sha256:" + "0" * 64)
+                journal.blob(blob)
+        return path.read_bytes()
+
+
+RAW = written()
+
+
+def read(raw: bytes) -> Progress:
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "journal"
+        path.write_bytes(raw)
+        return read_journal(path)
+
+
+def test_what_was_written_is_read() -> None:
+    progress = read(RAW)
+    assert progress.runs == {"run"}
+    assert progress.blobs == {blob.file: blob for blob in BLOBS}
+    assert len(progress.source_digests) == 4
+    assert read_journal(Path("no such file")) == Progress()
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(0, len(RAW) - 1), st.integers(0, 9), st.binary(max_size=9)),
+        min_size=1,
+        max_size=4,
+    )
+)
+def test_damage_never_makes_up_a_blob(edits: list[tuple[int, int, bytes]]) -> None:
+    raw = RAW
+    for position, removed, added in edits:
+        raw = raw[:position] + added + raw[position + removed :]
+    assert read(raw).blobs.items() <= {blob.file: blob for blob in BLOBS}.items()
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=400))
+def test_noise_is_nothing(raw: bytes) -> None:
+    assert read(raw) == Progress()
+
+
+def test_opening_heals_a_torn_line(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    path.write_bytes(RAW[:-20])
+    with Journal(path, "run", read_journal(path)) as journal:
+        journal.blob(BLOBS[3])
+    assert read_journal(path).blobs == {blob.file: blob for blob in BLOBS}
