@@ -1,0 +1,135 @@
+"""What can go wrong with the Hub, in plain words, and which of it is worth another try."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from layerpack.formats.errors import DiskFullError, HubError, LayerpackError
+
+Result = TypeVar("Result")
+
+WAITS_S = (1.0, 3.0, 9.0, 27.0)
+"""Pauses between tries; a Retry-After of the server, up to the longest wait, replaces them."""
+LONGEST_WAIT_S = 120.0
+_TRANSIENT = (408, 429, 500, 502, 503, 504)
+
+
+def endpoint() -> str:
+    """The Hub's address: HF_ENDPOINT or the public one."""
+    from huggingface_hub import constants
+
+    return str(constants.ENDPOINT)
+
+
+def call_hub(what: str, action: Callable[[], Result]) -> Result:
+    """`action`'s result, tried again after refusals for load, server errors and cut connections.
+
+    `what` names the repository, or a file of it, in messages. Raises HubError, or DiskFullError
+    where a download found no room.
+    """
+    for wait_s in (*WAITS_S, None):
+        try:
+            return action()
+        except LayerpackError:
+            raise
+        except Exception as reason:
+            if not _is_known(reason):
+                raise
+            if wait_s is None or not _is_transient(reason):
+                raise _translated(what, reason) from reason
+            threading.Event().wait(min(_retry_after_s(reason) or wait_s, LONGEST_WAIT_S))
+    raise AssertionError("unreachable")
+
+
+def _http() -> Any:
+    """The HTTP library that huggingface_hub uses: httpx in its version 1, httpx2 in version 2."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return importlib.import_module(HfHubHTTPError.__mro__[1].__module__.partition(".")[0])
+
+
+def _is_known(reason: Exception) -> bool:
+    from huggingface_hub.errors import EntryNotFoundError, HFValidationError
+
+    return isinstance(reason, (OSError, EntryNotFoundError, HFValidationError, _http().HTTPError))
+
+
+def _status(reason: BaseException | None) -> int | None:
+    response = getattr(reason, "response", None)
+    return None if response is None else int(response.status_code)
+
+
+def _is_transient(reason: BaseException | None) -> bool:
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    if isinstance(reason, LocalEntryNotFoundError):
+        return _is_transient(reason.__cause__)
+    if isinstance(reason, _http().TransportError):
+        return True
+    if "Consistency check failed" in str(reason):  # the connection ended early, without an error
+        return True
+    return _status(reason) in (*_TRANSIENT, 416)  # 416: the file has become shorter meanwhile
+
+
+def _retry_after_s(reason: BaseException | None) -> float | None:
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    if isinstance(reason, LocalEntryNotFoundError):
+        reason = reason.__cause__
+    response = getattr(reason, "response", None)
+    text = response.headers.get("Retry-After", "") if response is not None else ""
+    return float(text) if text.isdecimal() else None
+
+
+def _translated(what: str, reason: Exception) -> LayerpackError:
+    from huggingface_hub import errors
+
+    hub, repo = endpoint(), what.partition(":")[0]
+    while isinstance(reason, errors.LocalEntryNotFoundError) and isinstance(
+        reason.__cause__, Exception
+    ):
+        reason = reason.__cause__
+    if isinstance(reason, OSError) and reason.errno == errno.ENOSPC:
+        return DiskFullError(f"{what}: no room left for the download; make room and run again")
+    if isinstance(reason, errors.GatedRepoError):
+        text = (
+            f"its owner asks for terms to be accepted: do so at {hub}/{repo}, then run "
+            "`hf auth login` or set HF_TOKEN"
+        )
+    elif isinstance(reason, errors.RepositoryNotFoundError):
+        text = (
+            f"no such repository at {hub}, or a private one; check the name, and log in with "
+            "`hf auth login` or HF_TOKEN if it is private"
+        )
+    elif isinstance(reason, errors.RevisionNotFoundError):
+        text = "no such revision; name a branch, a tag or a commit that the repository has"
+    elif isinstance(reason, errors.HFValidationError):
+        text = "not a name that a Hub repository can have (owner/name)"
+    elif isinstance(reason, errors.OfflineModeIsEnabled | errors.LocalEntryNotFoundError):
+        text = "not in the local cache, and HF_HUB_OFFLINE keeps layerpack from asking the Hub"
+    elif isinstance(reason, errors.EntryNotFoundError):
+        text = f"not in the repository at {hub}"
+    elif (status := _status(reason)) is not None:
+        text = _of_status(status, hub)
+    elif isinstance(reason, _http().TransportError):
+        text = f"{hub} cannot be reached ({_first_line(reason)}); check the network and run again"
+    else:
+        text = f"the download failed ({_first_line(reason)})"
+    return HubError(f"{what}: {text}")
+
+
+def _of_status(status: int, hub: str) -> str:
+    if status in (401, 403):
+        return f"{hub} refused access ({status}); the token may be wrong: run `hf auth login`"
+    if status == 429:
+        return f"{hub} still refuses for too many requests (429); run again later"
+    return f"{hub} answered with status {status}; run again later"
+
+
+def _first_line(reason: BaseException) -> str:
+    lines = str(reason).strip().splitlines()
+    return lines[0][:200] if lines else type(reason).__name__
