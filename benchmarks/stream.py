@@ -110,7 +110,8 @@ def opened(path: Path, limits: Limits, **options: Any) -> Iterator[Model]:
 def time_passes(model: Model, *, context: int, tokens: int, passes: int) -> list[float]:
     """Seconds of each pass with `tokens` new tokens over a cache of `context`.
 
-    One more goes before them, to warm up. The cache is cropped back after each pass, so all passes are alike.
+    One more goes before them, to warm up. The cache is cropped back after each pass, so all
+    passes are alike.
     """
     from transformers.cache_utils import DynamicCache
 

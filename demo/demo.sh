@@ -8,7 +8,7 @@ show() {
     "$@"
 }
 
-gguf=$(python demo/smollm2.py .cache)
+gguf=$(python demo/smollm2_gguf.py .cache)
 show layerpack convert "$gguf" demo-out --force
 show layerpack generate demo-out --prompt "What is the capital of France?" --max-new-tokens 64
 show layerpack inspect demo-out

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import smollm2
 import torch
+from filelock import FileLock
+from smollm2_gguf import fetch_gguf
 from tiny import make_checkpoint
+
+CACHE = Path(__file__).parent.parent / ".cache"
+"""What is slow to fetch or make and the same each time; `make clean` removes it."""
+
+# No bar or notice of a library belongs into a test's output.
+os.environ.update(TRANSFORMERS_VERBOSITY="error", HF_HUB_DISABLE_PROGRESS_BARS="1")
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -53,3 +65,21 @@ def pack_of(
         return made[key]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def smollm2_gguf() -> Path:
+    """The GGUF file of SmolLM2-135M-Instruct (Q4_1, 98 MB), downloaded once."""
+    CACHE.mkdir(exist_ok=True)
+    with FileLock(CACHE / "gguf.lock"):
+        return fetch_gguf(CACHE)
+
+
+@pytest.fixture(scope="session")
+def smollm2_checkpoint(smollm2_gguf: Path) -> Path:
+    """SmolLM2-135M-Instruct as a plain bf16 checkpoint directory, made once."""
+    path = CACHE / "smollm2-135m-instruct"
+    with FileLock(CACHE / "checkpoint.lock"):
+        if not path.exists():
+            smollm2.make_checkpoint(smollm2_gguf, path)
+    return path

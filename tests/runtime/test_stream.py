@@ -186,12 +186,11 @@ def test_each_wait_taken_out_is_noticed(
 
 def test_a_ring_that_does_not_wait_for_release_is_noticed(slices: tuple[Slice, ...]) -> None:
     lane = make_lane(ThreadLane, slices, num_slots=2, seed=1, slow="copy")
-    with running(
-        slices, lane, on_disk=set(range(LAYERS)), ring_class=EagerRing, watchdog_s=1.0
-    ) as stream:
-        # It may also lose a piece and stand still: noticed as well.
-        with contextlib.suppress(StreamError):
-            assert count_wrong(stream, lane, slices, passes=3) > 0
+    on_disk = set(range(LAYERS))
+    eager = running(slices, lane, on_disk=on_disk, ring_class=EagerRing, watchdog_s=1.0)
+    # It may also lose a piece and stand still: noticed as well.
+    with eager as stream, contextlib.suppress(StreamError):
+        assert count_wrong(stream, lane, slices, passes=3) > 0
 
 
 def test_a_pass_in_another_order_starts_the_stream_over(slices: tuple[Slice, ...]) -> None:

