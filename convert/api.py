@@ -25,7 +25,10 @@ from layerpack.formats.errors import CapacityError, TargetError
 from layerpack.formats.manifest_json import dump_manifest
 
 ProgressCallback = Callable[[int, int], None]
-"""Called with bytes done and bytes in all, from several threads but one at a time."""
+"""Called with bytes done and bytes in all, from several threads but one at a time.
+
+What is downloaded counts twice: when it arrives and when it is converted.
+"""
 
 
 def convert(
@@ -52,6 +55,7 @@ def convert(
         run = run_fingerprint(plan, opened)
         try:
             done = find_done(plan, run, destination, force=options.force)
+            _check_space(plan, opened, destination, done)
             with Journal(destination.journal, run, done) as journal:
                 _write_blobs(plan, opened, destination, journal, device, progress)
             manifest = make_manifest(plan, done, opened)
@@ -127,6 +131,13 @@ def make_manifest(plan: ConversionPlan, done: Progress, source: Source) -> pack.
     )
 
 
+def _check_space(
+    plan: ConversionPlan, source: Source, destination: Destination, done: Progress
+) -> None:
+    left = [blob.layout.file_bytes for blob in plan.blobs if blob.file not in done.blobs]
+    destination.check_space(pack_bytes=sum(left), scratch_bytes=source.scratch_bytes if left else 0)
+
+
 def _write_blobs(
     plan: ConversionPlan,
     source: Source,
@@ -139,11 +150,13 @@ def _write_blobs(
     blobs = [plan.blobs[place] for place in plan.write_order]
     left = [blob for blob in blobs if blob.file not in done.blobs]
     undigested = [file.name for file in source.files if file.name not in done.source_digests]
-    destination.check_space(
-        pack_bytes=sum(blob.layout.file_bytes for blob in left),
-        scratch_bytes=source.scratch_bytes if left else 0,
+    to_fetch = {file for blob in left for file in blob.source_files} | set(undigested)
+    fetched_bytes = (
+        sum(file.file_bytes for file in source.files if file.name in to_fetch)
+        if source.kind == "hub"  # elsewhere, fetching moves nothing
+        else 0
     )
-    meter = _Meter(progress, sum(blob.source_bytes for blob in blobs))
+    meter = _Meter(progress, fetched_bytes + sum(blob.source_bytes for blob in blobs))
     meter.add(sum(blob.source_bytes for blob in blobs if blob not in left))
     run_pipeline(
         plan,
@@ -194,6 +207,7 @@ class _Meter:
 
     def add(self, count_bytes: int) -> None:
         with self._lock:
-            self._done_bytes += count_bytes
+            # A shard that is downloaded twice must not carry the sum beyond the total.
+            self._done_bytes = min(self._done_bytes + count_bytes, self._total_bytes)
             if self._progress is not None:
                 self._progress(self._done_bytes, self._total_bytes)

@@ -53,7 +53,7 @@ class Destination:
     def held(self) -> Iterator[None]:
         """The partial directory exists and is this process's alone. Raises TargetError.
 
-        Left empty of finished work, it is removed again.
+        Left with nothing that a resumed run could use, it is removed again.
         """
         with _os_errors(self.partial):
             self.pack.mkdir(parents=True, exist_ok=True)
@@ -64,10 +64,15 @@ class Destination:
             try:
                 yield
             finally:
-                if not self.pack_files() and not _has_entries(self.scratch):
+                if not self._is_worth_keeping():
                     shutil.rmtree(self.partial, ignore_errors=True)
         finally:
             os.close(lock)
+
+    def _is_worth_keeping(self) -> bool:
+        # Before there is a journal, all that can be there are a checkpoint's small files.
+        downloads = self.scratch.is_dir() and any(self.scratch.iterdir())
+        return self.journal.exists() and (bool(self.pack_files()) or downloads)
 
     def pack_files(self) -> list[Path]:
         """What is finished in the pack to be."""
@@ -150,10 +155,6 @@ def _try_lock(handle: int) -> bool:
     except OSError:
         return False
     return True
-
-
-def _has_entries(path: Path) -> bool:
-    return path.is_dir() and any(path.iterdir())
 
 
 def _remove(path: Path) -> None:
