@@ -9,17 +9,19 @@ from pathlib import Path
 import torch
 
 from layerpack.convert.checkpoint_files import CONFIG_NAME, config_json, copied_files, index_json
+from layerpack.convert.config import read_config
 from layerpack.convert.destination import Destination, is_full
 from layerpack.convert.index import INDEX_NAME
 from layerpack.convert.journal import Journal, Progress
 from layerpack.convert.opening import open_source
 from layerpack.convert.options import ConvertOptions
 from layerpack.convert.pipeline import run_pipeline
-from layerpack.convert.plan import ConversionPlan, plan_conversion
+from layerpack.convert.plan import ConversionPlan
+from layerpack.convert.planner import plan_conversion
 from layerpack.convert.resume import find_done, producer, run_fingerprint
 from layerpack.convert.source import Source
 from layerpack.convert.storage import find_storage
-from layerpack.convert.structure import find_structure, read_config
+from layerpack.convert.structure import find_structure
 from layerpack.formats import manifest as pack
 from layerpack.formats.errors import CapacityError, TargetError
 from layerpack.formats.manifest_json import dump_manifest

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib.metadata import version
 
+from layerpack.convert.config import read_config
 from layerpack.convert.destination import Destination
 from layerpack.convert.journal import (
     BlobRecord,
@@ -14,7 +15,6 @@ from layerpack.convert.journal import (
 )
 from layerpack.convert.plan import BlobPlan, ConversionPlan
 from layerpack.convert.source import Source
-from layerpack.convert.structure import read_config
 from layerpack.formats.errors import LayerpackError, TargetError
 from layerpack.formats.header import read_header
 from layerpack.formats.layout import Nf4Spec
