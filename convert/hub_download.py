@@ -26,7 +26,8 @@ def download(
 ) -> Path:
     """Wait for one file to arrive in `local_dir`, or (None) in the usual cache; where it is then.
 
-    `report` takes the bytes that are new since its last call. Raises HubError, DiskFullError.
+    `report` takes the bytes that are new since its last call, none while waiting for another try;
+    it may raise to end the download. Raises HubError, DiskFullError.
     """
     from huggingface_hub import hf_hub_download
 
@@ -40,6 +41,7 @@ def download(
             local_dir=local_dir,
             tqdm_class=progress.bar_class(),
         ),
+        check=lambda: report(0),
     )
     progress.reach(remote.file_bytes)
     return Path(path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib
-import threading
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -15,6 +15,7 @@ Result = TypeVar("Result")
 WAITS_S = (1.0, 3.0, 9.0, 27.0)
 """Pauses between tries; a Retry-After of the server, up to the longest wait, replaces them."""
 LONGEST_WAIT_S = 120.0
+_CHECK_EVERY_S = 0.2
 _TRANSIENT = (408, 429, 500, 502, 503, 504)
 
 
@@ -25,11 +26,14 @@ def endpoint() -> str:
     return str(constants.ENDPOINT)
 
 
-def call_hub(what: str, action: Callable[[], Result]) -> Result:
+def call_hub(
+    what: str, action: Callable[[], Result], *, check: Callable[[], None] = lambda: None
+) -> Result:
     """`action`'s result, tried again after refusals for load, server errors and cut connections.
 
-    `what` names the repository, or a file of it, in messages. Raises HubError, or DiskFullError
-    where a download found no room.
+    `what` names the repository, or a file of it, in messages. `check` is called often while
+    waiting for the next try, and may raise to end it. Raises HubError, or DiskFullError where a
+    download found no room.
     """
     for wait_s in (*WAITS_S, None):
         try:
@@ -41,8 +45,15 @@ def call_hub(what: str, action: Callable[[], Result]) -> Result:
                 raise
             if wait_s is None or not _is_transient(reason):
                 raise _translated(what, reason) from reason
-            threading.Event().wait(min(_retry_after_s(reason) or wait_s, LONGEST_WAIT_S))
+            _wait(min(_retry_after_s(reason) or wait_s, LONGEST_WAIT_S), check)
     raise AssertionError("unreachable")
+
+
+def _wait(wait_s: float, check: Callable[[], None]) -> None:
+    end_s = time.monotonic() + wait_s
+    while (left_s := end_s - time.monotonic()) > 0:
+        check()
+        time.sleep(min(left_s, _CHECK_EVERY_S))
 
 
 def _http() -> Any:

@@ -98,7 +98,9 @@ class HubServer:
 
         server = ThreadingHTTPServer(("127.0.0.1", 0), Bound)
         server.daemon_threads = True
-        thread = threading.Thread(target=server.serve_forever, name="hub", daemon=True)
+        thread = threading.Thread(
+            target=server.serve_forever, args=(0.02,), name="hub", daemon=True
+        )
         thread.start()
         self.url = f"http://127.0.0.1:{server.server_port}"
         self.cdn_url = f"http://localhost:{server.server_port}"  # another host, as in real life

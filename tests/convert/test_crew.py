@@ -64,7 +64,12 @@ def test_an_error_in_a_thread_wakes_everybody_and_is_raised_as_it_is() -> None:
 def test_an_error_in_the_block_ends_the_threads() -> None:
     with pytest.raises(KeyboardInterrupt), Crew() as crew:
         channel: Channel[int] = Channel(crew, 1)
-        crew.start("take", lambda: [*channel].clear())
+
+        def take() -> None:
+            for _ in channel:
+                pass
+
+        crew.start("take", take)
         raise KeyboardInterrupt
     assert no_threads_left()
 

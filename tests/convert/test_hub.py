@@ -6,6 +6,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -180,12 +181,27 @@ def test_waits_as_long_as_the_server_asks(
     hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waits: list[float] = []
-    event = type("Event", (), {"wait": lambda self, seconds: waits.append(seconds)})
-    monkeypatch.setattr(hub_errors, "threading", type("T", (), {"Event": event}))
+    monkeypatch.setattr(hub_errors, "_wait", lambda wait_s, check: waits.append(wait_s))
     hub.fail("^/api/models/", status=429, headers={"Retry-After": "77"})
     hub.fail("^/api/models/", status=429, headers={"Retry-After": "5000"})
     open_hub(tmp_path)
     assert waits == [77, hub_errors.LONGEST_WAIT_S]
+
+
+def test_a_long_wait_ends_when_the_conversion_does(hub: HubServer, tmp_path: Path) -> None:
+    class EndedError(Exception):
+        pass
+
+    def report(count_bytes: int) -> None:
+        raise EndedError
+
+    with open_hub(tmp_path) as source:
+        name = source.files[0].name
+        hub.fail(f"^/cdn/.*{name}", status=500, times=9, headers={"Retry-After": "100"})
+        begin = time.monotonic()
+        with pytest.raises(EndedError):
+            source.fetch(name, report)
+        assert time.monotonic() - begin < 30
 
 
 def test_gives_up_in_plain_words_after_too_many_refusals(hub: HubServer, tmp_path: Path) -> None:
