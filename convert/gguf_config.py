@@ -42,7 +42,7 @@ def write_config_dir(path: Path, target: Path) -> tuple[Any, dict[str, Any]]:
     fields |= {"architectures": [type(model).__name__], "dtype": "bfloat16"}
     (target / "config.json").write_bytes(dump_json(fields))
     (target / "generation_config.json").write_bytes(dump_json(_generation(parameters, config)))
-    _write_tokenizer(path, target)
+    _write_tokenizer(path, target, parameters["tokenizer"])
     return model, parameters
 
 
@@ -57,7 +57,7 @@ def _generation(parameters: dict[str, Any], config: Any) -> dict[str, Any]:
     return result
 
 
-def _write_tokenizer(path: Path, target: Path) -> None:
+def _write_tokenizer(path: Path, target: Path, stated: dict[str, Any]) -> None:
     from transformers import AutoTokenizer
 
     with TemporaryDirectory(prefix="layerpack-gguf-") as alone:
@@ -70,6 +70,10 @@ def _write_tokenizer(path: Path, target: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(
             directory, gguf_file=path.name, trust_remote_code=False
         )
+        for role in ("bos", "eos", "pad"):
+            # Some versions of transformers (5.17) take one special token for another.
+            if (index := stated.get(f"{role}_token_id")) is not None:
+                setattr(tokenizer, f"{role}_token", tokenizer.convert_ids_to_tokens(int(index)))
         tokenizer.save_pretrained(target)
     # Traces of this machine, which would be copied into the pack.
     config = target / "tokenizer_config.json"

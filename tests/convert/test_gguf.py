@@ -12,6 +12,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from layerpack.convert import gguf as gguf_source
+from layerpack.convert.api import convert
 from layerpack.convert.gguf import GgufSource
 from layerpack.formats.errors import SourceError, UnsupportedError
 
@@ -125,6 +126,22 @@ def test_weights_equal_what_transformers_loads(
             rows = source.read(name, (3, 11))
             assert rows.is_contiguous()
             assert torch.equal(rows, wanted[name][3:11])
+
+
+def test_conversion_equals_that_of_the_same_weights_in_a_directory(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "m.gguf", tied=False)
+    model = loaded(path)
+    plain = AutoModelForCausalLM.from_config(model.config, dtype=torch.bfloat16)
+    plain.load_state_dict(model.state_dict())
+    del plain.config.quantization_config
+    plain.save_pretrained(tmp_path / "directory")
+    convert(str(tmp_path / "directory"), tmp_path / "wanted")
+    manifest = convert(str(path), tmp_path / "found")
+    assert manifest.source.kind == "gguf"
+    for blob in manifest.blobs:
+        found, wanted = tmp_path / "found" / blob.file, tmp_path / "wanted" / blob.file
+        assert found.read_bytes() == wanted.read_bytes()
+    assert (tmp_path / "found" / "chat_template.jinja").read_text() == TEMPLATE
 
 
 def test_large_tensors_read_in_pieces_are_the_same(
