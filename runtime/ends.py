@@ -40,6 +40,8 @@ class EmbeddingRows:
             torch.empty((1, matrix.shape[1]), dtype=matrix.dtype, device=device),
             requires_grad=False,
         )
+        # Only gradients know it, and it may lie beyond the few rows that a pass sees.
+        module.padding_idx = None  # type: ignore[assignment]
         module.register_forward_pre_hook(self._gather)
 
     def _gather(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
