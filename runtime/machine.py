@@ -48,12 +48,17 @@ def pick_device(wanted: str) -> torch.device:
     return device
 
 
-def vram_free_bytes(device: torch.device) -> int:
-    """Bytes that this process may still allocate on `device`, its memory fraction included."""
+def vram_free_bytes(device: torch.device, cap_bytes: int | None = None) -> int:
+    """Bytes that this process may still allocate on `device`.
+
+    The memory fraction set in torch counts, as does `cap_bytes`, a bound for the whole process:
+    what is allocated already (a draft model, say) is taken off.
+    """
     free, total = torch.cuda.mem_get_info(device)
-    reusable = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    fraction = _memory_fraction(device)
-    allowed = int(total * fraction) - torch.cuda.memory_allocated(device)
+    taken = torch.cuda.memory_allocated(device)
+    reusable = torch.cuda.memory_reserved(device) - taken
+    bound = int(total * _memory_fraction(device))
+    allowed = (bound if cap_bytes is None else min(bound, cap_bytes)) - taken
     return max(0, min(free + reusable, allowed))
 
 

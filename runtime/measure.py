@@ -31,7 +31,11 @@ _DISK_SECONDS, _DISK_THREADS, _PIECE_BYTES = 0.6, 8, 4 * MIB
 
 
 def probe_machine(
-    device: torch.device, slices: Sequence[Slice], *, refresh: bool = False
+    device: torch.device,
+    slices: Sequence[Slice],
+    *,
+    vram_cap_bytes: int | None = None,
+    refresh: bool = False,
 ) -> Machine:
     """Memory as it is now, bandwidths from the cache or measured. Raises StreamError."""
     path = slices[0].path
@@ -48,7 +52,7 @@ def probe_machine(
         _store(measured)
     return Machine(
         device=name,
-        vram_free_bytes=vram_free_bytes(device) if on_gpu else None,
+        vram_free_bytes=vram_free_bytes(device, vram_cap_bytes) if on_gpu else None,
         host_free_bytes=host_free_bytes(),
         link_gb_s=measured.get(link_key, 0.0),
         disk_gb_s=measured[disk_key],

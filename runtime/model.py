@@ -7,7 +7,7 @@ import functools
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from layerpack.runtime.bind import view_tensor
 from layerpack.runtime.ends import EmbeddingRows, SlicedHead, embedding_matrix
 from layerpack.runtime.generate import GenerateOptions, Generation, Message, run_generation
 from layerpack.runtime.host import map_bytes
+from layerpack.runtime.linear import bitsandbytes_functional
 from layerpack.runtime.machine import Machine, pick_device
 from layerpack.runtime.needs import estimate_needs
 from layerpack.runtime.plan import Limits, Plan, plan, plan_cpu
@@ -40,7 +41,7 @@ class OpenOptions:
     `device`: auto, cpu, cuda or cuda:N. `context_tokens`: the most tokens, prompt included, that
     memory is set aside for. `direct`: force direct (True) or buffered (False) disk reads.
     `may_register`: whether mapped files may be registered with CUDA. `refresh`: measure the
-    machine's links again.
+    machine's links again. `extra_vram_bytes`: VRAM to leave for others, such as a draft's cache.
     """
 
     device: str = "auto"
@@ -48,6 +49,7 @@ class OpenOptions:
     context_tokens: int = DEFAULT_CONTEXT_TOKENS
     direct: bool | None = None
     may_register: bool = True
+    extra_vram_bytes: int = 0
     watchdog_s: float = 60.0
     refresh: bool = False
     attention: str = "sdpa"
@@ -120,6 +122,7 @@ class Model:
                 )
                 try:
                     network = build_skeleton(pack, device=device, attention=options.attention)
+                    bitsandbytes_functional()  # half a second to seconds of importing
                     network_s = time.perf_counter()
                 finally:
                     weights = stack.enter_context(opening.result())
@@ -132,7 +135,11 @@ class Model:
                 wait_for_weights_s=loaded_s - network_s,
                 attach_s=time.perf_counter() - loaded_s,
             )
-            yield cls(pack=pack, plan=chosen, machine=machine, network=network, setup=setup)
+            model = cls(pack=pack, plan=chosen, machine=machine, network=network, setup=setup)
+            try:
+                yield model
+            finally:
+                model.network = None  # its layers see the slots: let go of their memory
 
     @functools.cached_property
     def tokenizer(self) -> Any:
@@ -158,10 +165,13 @@ class Model:
 def make_plan(pack: Pack, device: torch.device, options: OpenOptions) -> tuple[Machine, Plan]:
     """Measure the machine (or recall it), decide where slices live. Raises CapacityError."""
     slices = pass_slices(pack)
-    machine = measure.probe_machine(device, slices, refresh=options.refresh)
+    machine = measure.probe_machine(
+        device, slices, vram_cap_bytes=options.limits.vram_bytes, refresh=options.refresh
+    )
     if device.type == "cpu":
         return machine, plan_cpu(slices, machine=machine, limits=options.limits)
     needs = estimate_needs(pack, context_tokens=options.context_tokens)
+    needs = replace(needs, constant_bytes=needs.constant_bytes + options.extra_vram_bytes)
     return machine, plan(slices, machine=machine, needs=needs, limits=options.limits)
 
 

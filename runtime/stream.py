@@ -3,8 +3,11 @@
     file -> reader threads -> ReadRing -> feeder thread -> lane (device slots) -> forward
     host memory ------------------------^
 
-One feeder thread owns the order of copies. It runs ahead of the forward pass by as many slices as
-there are free slots, across the end of a pass into the next one: the order never changes.
+One owner orders the copies, ahead of the forward pass by as many slices as there are free slots and
+across the end of a pass into the next one: the order never changes. Where bytes must be waited for
+that owner is a feeder thread; where all of them are in host memory ordering a copy is a few
+microseconds, and the forward pass does it itself as it releases a slot. A thread would only fight
+it for the interpreter.
 """
 
 from __future__ import annotations
@@ -94,6 +97,15 @@ class WeightStream:
             self._reset(place)
             self._launch()
         begin_s = time.perf_counter()
+        if self._issued <= self._acquired:
+            self._await_issue(place)
+        slot = self._acquired % self._num_slots
+        self._lane.wait_ready(slot)
+        self._acquired += 1
+        self._trace.wait(self._slices[place].title, begin_s, time.perf_counter())
+        return slot
+
+    def _await_issue(self, place: int) -> None:
         deadline = time.monotonic() + 2 * self._watchdog_s
         with self._changed:
             while self._issued <= self._acquired:
@@ -104,15 +116,15 @@ class WeightStream:
                         f"{self._slices[place].title} was not copied to the device within "
                         f"{2 * self._watchdog_s:.0f} s; the copy stage stands still"
                     )
-        slot = self._acquired % self._num_slots
-        self._lane.wait_ready(slot)
-        self._acquired += 1
-        self._trace.wait(self._slices[place].title, begin_s, time.perf_counter())
-        return slot
 
     def release(self) -> None:
         """Give back the slot acquired last, once the computation ordered so far has run."""
         self._lane.mark_free((self._acquired - 1) % self._num_slots)
+        if self._thread is None:
+            self._released = self._acquired
+            self._copy(self._issued)
+            self._issued += 1
+            return
         with self._changed:
             self._released = self._acquired
             self._changed.notify_all()
@@ -126,10 +138,14 @@ class WeightStream:
         raise StreamError(f"the copy thread died: {error!r}") from error
 
     def _launch(self) -> None:
-        if self._pieces:
-            assert self._make_ring is not None, "slices on disk need a ring"
-            self._ring = self._make_ring(self._piece_order())
-            self._ring.start()
+        if not self._pieces:
+            for sequence in range(self._num_slots):
+                self._copy(sequence)
+            self._issued = self._num_slots
+            return
+        assert self._make_ring is not None, "slices on disk need a ring"
+        self._ring = self._make_ring(self._piece_order())
+        self._ring.start()
         self._thread = threading.Thread(target=self._feed, name="layerpack-feed", daemon=True)
         self._thread.start()
 
