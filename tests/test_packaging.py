@@ -88,7 +88,7 @@ def test_the_command_works_in_an_environment_of_its_own(
     base = Path(pytest.__file__).parent.parent
     (site / "behind.pth").write_text(f"{base}\n")
     python = tmp_path / "bin" / "python"
-    pip = [python, "-m", "pip", "install", "--ignore-installed", *PIP_OPTIONS]
+    pip: list[str | Path] = [python, "-m", "pip", "install", "--ignore-installed", *PIP_OPTIONS]
     run(*pip, *(["--editable"] if editable else []), tree)
     code = "import layerpack.cli.main as m; print(m.__file__)"
     found = Path(run(python, "-c", code).strip())
