@@ -11,6 +11,7 @@ import torch
 from layerpack.convert.checkpoint_files import CONFIG_NAME, config_json, copied_files, index_json
 from layerpack.convert.config import read_config
 from layerpack.convert.destination import Destination, is_full
+from layerpack.convert.forecast import Forecast, forecast
 from layerpack.convert.index import INDEX_NAME
 from layerpack.convert.journal import Journal, Progress
 from layerpack.convert.opening import open_source
@@ -38,10 +39,12 @@ def convert(
     out: Path | str,
     options: ConvertOptions | None = None,
     progress: ProgressCallback | None = None,
+    announce: Callable[[Forecast], None] | None = None,
 ) -> pack.Manifest:
     """Convert a checkpoint (directory, GGUF file or Hub repo id) to a pack at `out`.
 
-    After any break the same call goes on where it was, with the same bytes in the end. Raises
+    After any break the same call goes on where it was, with the same bytes in the end. `announce`
+    is told what there is to do, before any weight is read and before space is found to lack. Raises
     SourceError, TargetError (DiskFullError), UnsupportedError or HubError; nothing appears under
     the target's name unless it is whole.
     """
@@ -57,9 +60,12 @@ def convert(
         run = run_fingerprint(plan, opened)
         try:
             done = find_done(plan, run, destination, force=options.force)
-            _check_space(plan, opened, destination, done)
+            work = forecast(plan, opened, destination, done)
+            if announce is not None:
+                announce(work)
+            destination.check_space(pack_bytes=work.pack_bytes, scratch_bytes=work.scratch_bytes)
             with Journal(destination.journal, run, done) as journal:
-                _write_blobs(plan, opened, destination, journal, device, progress)
+                _write_blobs(plan, work, opened, destination, journal, device, progress)
             manifest = make_manifest(plan, done, opened)
             _write_rest(plan, manifest, opened, destination)
             destination.commit()
@@ -133,15 +139,9 @@ def make_manifest(plan: ConversionPlan, done: Progress, source: Source) -> pack.
     )
 
 
-def _check_space(
-    plan: ConversionPlan, source: Source, destination: Destination, done: Progress
-) -> None:
-    left = [blob.layout.file_bytes for blob in plan.blobs if blob.file not in done.blobs]
-    destination.check_space(pack_bytes=sum(left), scratch_bytes=source.scratch_bytes if left else 0)
-
-
 def _write_blobs(
     plan: ConversionPlan,
+    work: Forecast,
     source: Source,
     destination: Destination,
     journal: Journal,
@@ -152,12 +152,8 @@ def _write_blobs(
     blobs = [plan.blobs[place] for place in plan.write_order]
     left = [blob for blob in blobs if blob.file not in done.blobs]
     undigested = [file.name for file in source.files if file.name not in done.source_digests]
-    to_fetch = {file for blob in left for file in blob.source_files} | set(undigested)
-    fetched_bytes = (
-        sum(file.file_bytes for file in source.files if file.name in to_fetch)
-        if source.kind == "hub"  # elsewhere, fetching moves nothing
-        else 0
-    )
+    # Elsewhere, fetching moves nothing.
+    fetched_bytes = work.fetched_bytes if source.kind == "hub" else 0
     meter = _Meter(progress, fetched_bytes + sum(blob.source_bytes for blob in blobs))
     meter.add(sum(blob.source_bytes for blob in blobs if blob not in left))
     run_pipeline(

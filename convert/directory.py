@@ -21,7 +21,11 @@ class DirectorySource:
     kind = "directory"
     revision: str | None = None
     scratch_bytes = 0
-    max_held_files = 3
+    max_held_files = 2
+    """A file is held while its digest is taken, which brings it into the page cache ahead of the
+    tensors' reads. One ahead is enough, and on a machine with little memory a second one would push
+    the first out before it is read: the disk would then have to give every byte twice.
+    """
 
     def __init__(self, path: Path) -> None:
         """Raises SourceError naming the file that is missing, truncated or not readable."""

@@ -82,7 +82,12 @@ class HubSource:
         present = {name: tensor.file for name, tensor in self.tensors.items()}
         check_complete(mapped, present, where=f"{self.id}: {INDEX_NAME}")
         self.files = tuple(
-            SourceFileFacts(name=file.name, file_bytes=file.file_bytes, identity=file.identity)
+            SourceFileFacts(
+                name=file.name,
+                file_bytes=file.file_bytes,
+                identity=file.identity,
+                remote=file.cached is None,
+            )
             for file in map(listing.files.__getitem__, self._shards)
         )
         missing = [listing.files[name] for name in self._shards if not listing.files[name].cached]

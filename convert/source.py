@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol
@@ -33,12 +33,14 @@ class SourceTensor:
 class SourceFileFacts:
     """One file with weights. `identity` changes when the content does and costs no full read.
 
-    For a Hub file it is the stated hash, for a local one size and time of change.
+    For a Hub file it is the stated hash, for a local one size and time of change. `remote`: it has
+    to be downloaded first.
     """
 
     name: str
     file_bytes: int
     identity: str
+    remote: bool = field(default=False, compare=False)
 
 
 class Source(Protocol):
