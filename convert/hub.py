@@ -105,7 +105,7 @@ class HubSource:
         target = None if self._keep_source else self._scratch
         for last_try in (False, True):
             path = remote.cached or download(self._listing, remote, target, report)
-            finding = examine(path, remote, self._headers[file])
+            finding = examine(path, remote, self._headers[file], check=lambda: report(0))
             if finding.problem is None:
                 break
             if remote.cached:
@@ -122,7 +122,7 @@ class HubSource:
         self._digests[file] = f"sha256:{finding.sha256}"
         self._opened[file] = Shard(path)
 
-    def digest(self, file: str) -> str:
+    def digest(self, file: str, check: Callable[[], None] = lambda: None) -> str:
         """sha256 of the fetched file; already taken, and compared, by `fetch`."""
         return self._digests[file]
 

@@ -76,11 +76,20 @@ class Finding:
     problem: str | None
 
 
-def examine(path: Path, remote: RemoteFile, header: tuple[TensorEntry, ...]) -> Finding:
-    """Compare a shard with what the Hub states of it: size, digest, header. Reads all of it."""
+def examine(
+    path: Path,
+    remote: RemoteFile,
+    header: tuple[TensorEntry, ...],
+    *,
+    check: Callable[[], None] = lambda: None,
+) -> Finding:
+    """Compare a shard with what the Hub states of it: size, digest, header. Reads all of it.
+
+    `check` is called on the way and may raise to end it.
+    """
     try:
         found_bytes = path.stat().st_size
-        digest = _sha256(path)
+        digest = _sha256(path, check)
     except OSError as reason:
         raise SourceError(f"{path}: cannot be read ({reason.strerror})") from reason
     problem = None
@@ -148,12 +157,13 @@ class _Progress:
         return Bar
 
 
-def _sha256(path: Path) -> str:
+def _sha256(path: Path, check: Callable[[], None]) -> str:
     digest = hashlib.sha256()
     buffer = memoryview(bytearray(_HASH_BYTES))
     with open(path, "rb", buffering=0) as file:
         while count := file.readinto(buffer):
             digest.update(buffer[:count])
+            check()
     return digest.hexdigest()
 
 

@@ -86,8 +86,11 @@ class Source(Protocol):
     def fetch(self, file: str, report: Callable[[int], None]) -> None:
         """Wait until `file` is readable. `report` takes the bytes that arrived since last time."""
 
-    def digest(self, file: str) -> str:
-        """Digest of a readable file (`sha256:…` or `xxh3_128:…`); may read all of it."""
+    def digest(self, file: str, check: Callable[[], None] = lambda: None) -> str:
+        """Digest of a readable file (`sha256:…` or `xxh3_128:…`); may read all of it.
+
+        `check` is called on the way and may raise to end it.
+        """
 
     def read(self, name: str, rows: tuple[int, int] | None = None) -> torch.Tensor:
         """The tensor on the CPU, or its rows [begin, end) along the first dimension.
