@@ -16,6 +16,7 @@ import torch
 
 from layerpack.convert.nf4_bits import bfloat16_codes
 from layerpack.convert.nf4_staging import Staging
+from layerpack.convert.torch_threads import one_torch_thread
 from layerpack.formats.nf4 import NF4_CODES, num_blocks, packed_bytes
 
 _CPU_CHUNK = 1 << 18  # elements: about 3 MB of scratch, which a core's own cache nearly holds
@@ -51,19 +52,13 @@ def encode_blocks(
 
     begins = range(0, flat.numel(), _SHARE)
     num_workers = min(num_workers or useful_workers(device), len(begins))
-    if num_workers <= 1:
-        for begin in begins:
-            work(begin)
-        return codes, absmax
-    before = torch.get_num_threads()
-    try:
-        # One torch thread in each worker: otherwise every one starts a team of its own.
-        with ThreadPoolExecutor(
-            num_workers, "quantise", initializer=torch.set_num_threads, initargs=(1,)
-        ) as pool:
+    with one_torch_thread():
+        if num_workers <= 1:
+            for begin in begins:
+                work(begin)
+            return codes, absmax
+        with ThreadPoolExecutor(num_workers, "quantise") as pool:
             list(pool.map(work, begins))
-    finally:
-        torch.set_num_threads(before)
     return codes, absmax
 
 

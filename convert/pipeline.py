@@ -27,6 +27,7 @@ from layerpack.convert.plan import Action, BlobPlan, ConversionPlan, Item
 from layerpack.convert.quantize import finish_nf4
 from layerpack.convert.shelf import Shelf
 from layerpack.convert.source import Source
+from layerpack.convert.torch_threads import one_torch_thread
 from layerpack.formats import nf4
 from layerpack.formats.blob import BlobWriter
 from layerpack.formats.layout import Nf4Spec
@@ -65,26 +66,20 @@ def run_pipeline(
     since last time, from any thread. Raises the first error of any stage, as it is.
     """
     uses = [blob.source_files for blob in blobs]
-    num_workers, num_threads = useful_workers(device), torch.get_num_threads()
+    num_workers = useful_workers(device)
     maker = PieceMaker(source, plan.storage, block_size=plan.quantization.block_size, device=device)
-    try:
-        torch.set_num_threads(1)  # for the threads to come, too: the workers take all cores
-        with Crew() as crew:
-            made: Conveyor[Piece] = Conveyor(
-                crew, max_jobs=2 * num_workers + 2, max_bytes=_MAX_BYTES
-            )
-            encoded: Channel[_Encoded] = Channel(crew, 1)
-            shelf = Shelf(
-                crew, source, uses, undigested, report=report, note_digest=journal.source_digest
-            )
-            crew.start("fetch", shelf.fetch_all)
-            crew.start("order", lambda: _order(blobs, shelf, maker, made))
-            for number in range(num_workers):
-                crew.start(f"work-{number}", made.work_all)
-            crew.start("write", lambda: _write(blobs, destination, encoded, journal))
-            crew.start("assemble", lambda: _assemble(blobs, made, encoded, shelf, report))
-    finally:
-        torch.set_num_threads(num_threads)
+    with one_torch_thread(), Crew() as crew:
+        made: Conveyor[Piece] = Conveyor(crew, max_jobs=2 * num_workers + 2, max_bytes=_MAX_BYTES)
+        encoded: Channel[_Encoded] = Channel(crew, 1)
+        shelf = Shelf(
+            crew, source, uses, undigested, report=report, note_digest=journal.source_digest
+        )
+        crew.start("fetch", shelf.fetch_all)
+        crew.start("order", lambda: _order(blobs, shelf, maker, made))
+        for number in range(num_workers):
+            crew.start(f"work-{number}", made.work_all)
+        crew.start("write", lambda: _write(blobs, destination, encoded, journal))
+        crew.start("assemble", lambda: _assemble(blobs, made, encoded, shelf, report))
 
 
 def _order(

@@ -10,6 +10,7 @@ import torch
 from layerpack.convert.double_quant import nest_absmax, nested_map
 from layerpack.convert.dtypes import SAFETENSORS_DTYPES
 from layerpack.convert.nf4_blocks import encode_blocks
+from layerpack.convert.torch_threads import one_torch_thread
 from layerpack.formats import nf4
 from layerpack.formats.errors import SourceError
 
@@ -54,13 +55,14 @@ def quantize_nf4(
         weight, block_size=block_size, device=device, num_workers=num_workers
     )
     check_absmax(absmax, name=name)
-    rest = finish_nf4(
-        absmax,
-        shape=tuple(weight.shape),
-        dtype=SAFETENSORS_DTYPES[weight.dtype],
-        block_size=block_size,
-        double_quant=double_quant,
-    )
+    with one_torch_thread():
+        rest = finish_nf4(
+            absmax,
+            shape=tuple(weight.shape),
+            dtype=SAFETENSORS_DTYPES[weight.dtype],
+            block_size=block_size,
+            double_quant=double_quant,
+        )
     return Nf4Weight(state=rest.state, tensors={"": codes, **rest.tensors})
 
 
