@@ -2,9 +2,9 @@
 
     python benchmarks/make_pack.py qwen2.5-72b /data/random-72b [--layers N]
 
-A 72B pack needs no 145 GB source this way. Every layer holds the same random codes under its own
-names: what is timed is bytes and arithmetic, not meaning. The weights are scaled so that
-activations stay finite. The tokenizer knows bytes.
+A 72B pack needs no 145 GB source this way. Every layer holds random codes of its own, so that no
+storage can keep two as one: what is timed is bytes and arithmetic, not meaning. The weights are
+scaled so that activations stay finite. The tokenizer knows bytes.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def _bf16(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 def _write(path: Path, specs: list[Nf4Spec | PlainSpec], role: Role, layer: int | None) -> Blob:
     layout = layout_blob(specs)
-    random = _Random(0)
+    random = _Random(0 if layer is None else layer + 1)
     states = {
         spec.name: nf4.Nf4State(
             shape=spec.shape,
@@ -135,7 +135,7 @@ def _layer_specs(config: dict[str, Any], prefix: str) -> list[Nf4Spec | PlainSpe
 
 
 def make_pack(model: str, path: Path, *, num_layers: int | None = None) -> Manifest:
-    """Write the pack; the manifest. Nothing is done if `path` has one already."""
+    """Write the pack, over one that is there; the manifest."""
     config = dict(SHAPES[model])
     config["num_hidden_layers"] = num_layers or config["num_hidden_layers"]
     path.mkdir(parents=True, exist_ok=True)

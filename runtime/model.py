@@ -19,7 +19,7 @@ from layerpack.formats.nf4 import SUFFIXES
 from layerpack.formats.pack import Pack
 from layerpack.runtime import measure
 from layerpack.runtime.bind import view_tensor
-from layerpack.runtime.ends import EmbeddingRows, SlicedHead, embedding_matrix
+from layerpack.runtime.ends import EmbeddingRows, SliceContext, SlicedHead, embedding_matrix
 from layerpack.runtime.generate import GenerateOptions, Generation, Message, run_generation
 from layerpack.runtime.host import map_bytes
 from layerpack.runtime.linear import bitsandbytes_functional
@@ -27,7 +27,7 @@ from layerpack.runtime.machine import Machine, pick_device
 from layerpack.runtime.needs import estimate_needs
 from layerpack.runtime.plan import Limits, Plan, plan, plan_cpu
 from layerpack.runtime.skeleton import build_skeleton, decoder_layers
-from layerpack.runtime.slices import Part, pass_slices
+from layerpack.runtime.slices import Part, Slice, pass_slices
 from layerpack.runtime.trace import NO_TRACE, Trace
 from layerpack.runtime.weights import Weights
 
@@ -128,7 +128,7 @@ class Model:
                     weights = stack.enter_context(opening.result())
             loaded_s = time.perf_counter()
             weights.attach(decoder_layers(network, pack.manifest.model.layers_path))
-            _attach_ends(network, pack, chosen, weights, device)
+            attach_ends(network, pack, device, slices=chosen.slices, use=weights.use)
             setup = SetupTimes(
                 plan_s=planned_s - begin_s,
                 network_s=network_s - planned_s,
@@ -190,10 +190,13 @@ def _cap_vram(device: torch.device, vram_bytes: int) -> None:
     torch.cuda.set_per_process_memory_fraction(min(1.0, vram_bytes / total), device)
 
 
-def _attach_ends(
-    network: Any, pack: Pack, chosen: Plan, weights: Weights, device: torch.device
+def attach_ends(
+    network: Any, pack: Pack, device: torch.device, *, slices: Sequence[Slice], use: SliceContext
 ) -> None:
-    """Embedding rows, sliced lm_head, and the few other weights outside the layers."""
+    """Embedding rows, lm_head by its slices, and the few other weights outside the layers.
+
+    `use` lends the bytes of one of `slices` on `device`.
+    """
     model = pack.manifest.model
     matrix = embedding_matrix(pack)
     embedding = network.get_input_embeddings()
@@ -216,8 +219,8 @@ def _attach_ends(
     old_head = network.get_output_embeddings()
     head = SlicedHead(
         pack=pack,
-        slices=[part for part in chosen.slices if part.part is Part.HEAD],
-        use=weights.use,
+        slices=[part for part in slices if part.part is Part.HEAD],
+        use=use,
         bias=getattr(old_head, "bias", None),
         device=device,
     )
