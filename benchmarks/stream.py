@@ -28,12 +28,12 @@ import torch
 
 from layerpack.cli.sizes import parse_size
 from layerpack.formats.pack import Pack
+from layerpack.formats.read import BufferedReader
 from layerpack.formats.units import GIB, MIB
 from layerpack.runtime.host import HostStore
 from layerpack.runtime.measure import measure_disk
 from layerpack.runtime.model import Model, OpenOptions
 from layerpack.runtime.plan import Limits, Tier
-from layerpack.runtime.read import BufferedReader
 from layerpack.runtime.slices import pass_slices
 
 DEVICE = torch.device("cuda", 0)
