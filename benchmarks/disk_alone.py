@@ -22,9 +22,9 @@ import torch
 
 from layerpack.formats.errors import LayerpackError
 from layerpack.formats.pack import Pack
+from layerpack.formats.read import open_reader
 from layerpack.formats.units import MIB
 from layerpack.runtime.host import PinnedBuffers
-from layerpack.runtime.read import open_reader
 from layerpack.runtime.ring import Piece
 from layerpack.runtime.slices import Slice, pass_slices
 from layerpack.runtime.stream import split

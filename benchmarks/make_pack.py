@@ -21,12 +21,14 @@ from shapes import SHAPES
 
 from layerpack.formats import nf4
 from layerpack.formats.blob import BlobWriter
+from layerpack.formats.digest import file_digest
 from layerpack.formats.layout import Nf4Spec, PlainSpec, layout_blob
 from layerpack.formats.manifest import (
     MANIFEST_NAME,
     Blob,
     Manifest,
     Model,
+    PackFile,
     Quantization,
     Role,
     Source,
@@ -148,6 +150,10 @@ def make_pack(model: str, path: Path, *, num_layers: int | None = None) -> Manif
     norm = PlainSpec(name="model.norm.weight", dtype="BF16", shape=(hidden,))
     head = replace(matrix, name="lm_head.weight")
     blobs.append(_write(path / "head.safetensors", [head, norm], Role.HEAD, None))
+    config |= {"dtype": "bfloat16", "quantization_config": _QUANTIZATION}
+    (path / "config.json").write_text(json.dumps(config, indent=1))
+    (path / "model.safetensors.index.json").write_text(json.dumps(_index(blobs), indent=1))
+    _write_tokenizer(path)
     manifest = Manifest(
         producer="layerpack benchmarks",
         source=Source(kind="directory", id=f"random {model}", revision=None, files=()),
@@ -162,10 +168,12 @@ def make_pack(model: str, path: Path, *, num_layers: int | None = None) -> Manif
         ),
         quantization=Quantization(block_size=64, double_quant=True, head=False),
         blobs=tuple(blobs),
+        files=tuple(
+            PackFile(name=file.name, file_bytes=file.stat().st_size, digest=file_digest(file))
+            for file in sorted(path.glob("*.json"))
+            if file.name != MANIFEST_NAME
+        ),
     )
-    config |= {"dtype": "bfloat16", "quantization_config": _QUANTIZATION}
-    (path / "config.json").write_text(json.dumps(config, indent=1))
-    _write_tokenizer(path)
     (path / MANIFEST_NAME).write_bytes(dump_manifest(manifest))
     os.sync()
     return manifest
@@ -179,6 +187,11 @@ _QUANTIZATION = {
     "bnb_4bit_use_double_quant": True,
     "bnb_4bit_quant_storage": "uint8",
 }
+
+
+def _index(blobs: list[Blob]) -> dict[str, Any]:
+    weights = {entry.name: blob.file for blob in blobs for entry in blob.tensors}
+    return {"metadata": {"total_size": sum(b.file_bytes for b in blobs)}, "weight_map": weights}
 
 
 def _write_tokenizer(path: Path) -> None:

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
+from layerpack.formats.read import BufferedReader
 from layerpack.formats.units import GIB
 from layerpack.runtime.host import HostStore
 from layerpack.runtime.model import Model
-from layerpack.runtime.read import BufferedReader
 from layerpack.runtime.slices import Slice
 
 DEVICE = torch.device("cuda", 0)

@@ -64,6 +64,7 @@ def read_prompt(prompt: str | None, prompt_file: str | None) -> str:
     metavar="N",
     help="Try N tokens a pass that the prompt suggests.",
 )
+@click.option("--verify", is_flag=True, help="Check every byte of the pack before.")
 @click.option("-v", "--verbose", is_flag=True, help="Print the plan first.")
 def generate(pack: str, prompt: str | None, prompt_file: str | None, **options: Any) -> None:
     """Generate text with the pack OUT, streaming what does not fit into VRAM.

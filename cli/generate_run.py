@@ -11,6 +11,7 @@ import click
 from layerpack.formats.errors import PromptError
 from layerpack.formats.pack import Pack
 from layerpack.formats.units import human_bytes
+from layerpack.formats.verify import require_intact
 from layerpack.runtime.generate import GenerateOptions, Generation, encode_prompt
 from layerpack.runtime.model import Model, OpenOptions, load_tokenizer
 from layerpack.runtime.plan import Limits
@@ -22,6 +23,8 @@ def run(path: Path, prompt: str, options: dict[str, Any]) -> int:
     """Generate and print; the exit code. Raises LayerpackError."""
     if not prompt.strip():
         raise PromptError("the prompt is empty; give some text with --prompt or on standard input")
+    if options["verify"]:
+        require_intact(path)
     wanted = GenerateOptions(
         max_new_tokens=options["max_new_tokens"],
         temperature=options["temperature"],

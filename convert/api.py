@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -23,6 +23,7 @@ from layerpack.convert.source import Source
 from layerpack.convert.storage import find_storage
 from layerpack.convert.structure import find_structure
 from layerpack.formats import manifest as pack
+from layerpack.formats.digest import bytes_digest
 from layerpack.formats.errors import CapacityError, TargetError
 from layerpack.formats.manifest_json import dump_manifest
 
@@ -60,8 +61,9 @@ def convert(
             _check_space(plan, opened, destination, done)
             with Journal(destination.journal, run, done) as journal:
                 _write_blobs(plan, opened, destination, journal, device, progress)
-            manifest = make_manifest(plan, done, opened)
-            _write_rest(plan, manifest, opened, destination)
+            files = _write_small_files(plan, opened, destination)
+            manifest = make_manifest(plan, done, opened, files)
+            destination.write_file(pack.MANIFEST_NAME, dump_manifest(manifest))
             destination.commit()
         except OSError as reason:
             if is_full(reason):
@@ -87,8 +89,10 @@ def plan_source(source: Source, options: ConvertOptions) -> ConversionPlan:
     )
 
 
-def make_manifest(plan: ConversionPlan, done: Progress, source: Source) -> pack.Manifest:
-    """The manifest of a conversion whose blobs and source digests are all known."""
+def make_manifest(
+    plan: ConversionPlan, done: Progress, source: Source, files: Iterable[pack.PackFile]
+) -> pack.Manifest:
+    """The manifest of a conversion whose blobs, files and source digests are all known."""
     structure = plan.structure
     blobs = []
     for blob in plan.blobs:
@@ -130,6 +134,7 @@ def make_manifest(plan: ConversionPlan, done: Progress, source: Source) -> pack.
         ),
         quantization=plan.quantization,
         blobs=tuple(blobs),
+        files=tuple(files),
     )
 
 
@@ -172,16 +177,17 @@ def _write_blobs(
     )
 
 
-def _write_rest(
-    plan: ConversionPlan, manifest: pack.Manifest, source: Source, destination: Destination
-) -> None:
-    """The small files, the manifest last."""
-    for name, data in copied_files(source.config_dir):
-        destination.write_file(name, data)
+def _write_small_files(
+    plan: ConversionPlan, source: Source, destination: Destination
+) -> list[pack.PackFile]:
+    """Config, index and what is copied from the source; what the manifest is to say of them."""
     config = config_json(read_config(source.config_dir), plan)
-    destination.write_file(CONFIG_NAME, config)
-    destination.write_file(INDEX_NAME, index_json(plan))
-    destination.write_file(pack.MANIFEST_NAME, dump_manifest(manifest))
+    written = [(CONFIG_NAME, config), (INDEX_NAME, index_json(plan))]
+    files = []
+    for name, data in (*copied_files(source.config_dir), *written):
+        destination.write_file(name, data)
+        files.append(pack.PackFile(name=name, file_bytes=len(data), digest=bytes_digest(data)))
+    return sorted(files, key=lambda file: file.name)
 
 
 def _missing_bytes(plan: ConversionPlan, destination: Destination) -> int:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from layerpack.formats.digest import Digest, is_digest
+from layerpack.formats.digest import bytes_digest, is_digest
 from layerpack.formats.jsontext import parse_json
 from layerpack.formats.nf4 import Nf4State
 
@@ -42,7 +42,7 @@ class Progress:
 
 def fingerprint(facts: Mapping[str, Any]) -> str:
     """One short text for everything that decides the pack's bytes."""
-    return _digest(json.dumps(facts, sort_keys=True).encode())
+    return bytes_digest(json.dumps(facts, sort_keys=True).encode())
 
 
 def read_journal(path: Path) -> Progress:
@@ -115,15 +115,9 @@ class Journal:
             os.fsync(self._file.fileno())
 
 
-def _digest(raw: bytes) -> str:
-    digest = Digest()
-    digest.update(raw)
-    return digest.text
-
-
 def _line(fields: Mapping[str, Any]) -> bytes:
     text = json.dumps(fields, separators=(",", ":"), allow_nan=False).encode()
-    return _digest(text).encode() + b" " + text + b"\n"
+    return bytes_digest(text).encode() + b" " + text + b"\n"
 
 
 def _source_line(run: str, file: str, digest: str) -> bytes:
@@ -146,7 +140,7 @@ def _blob_line(run: str, record: BlobRecord) -> bytes:
 
 def _parse_line(line: bytes) -> dict[str, Any] | None:
     digest, _, text = line.partition(b" ")
-    if not text or digest != _digest(text).encode():
+    if not text or digest != bytes_digest(text).encode():
         return None
     try:
         fields = parse_json(text)

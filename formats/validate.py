@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from layerpack.formats import nf4
 from layerpack.formats.digest import is_digest
-from layerpack.formats.manifest import Blob, Manifest, Role
+from layerpack.formats.manifest import MANIFEST_NAME, Blob, Manifest, PackFile, Role
 from layerpack.formats.units import DTYPE_BYTES, PAGE_BYTES, num_elements
 
 _PLAIN_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}\.safetensors")
@@ -18,7 +18,8 @@ def manifest_problems(manifest: Manifest) -> list[str]:
     """Every rule of docs/format.md that the manifest breaks, one short sentence each."""
     problems = [problem for blob in manifest.blobs for problem in _blob_problems(blob)]
     problems += _order_problems(manifest)
-    files = [blob.file for blob in manifest.blobs]
+    problems += [problem for file in manifest.files for problem in _file_problems(file)]
+    files = [blob.file for blob in manifest.blobs] + [file.name for file in manifest.files]
     names = [entry.name for blob in manifest.blobs for entry in blob.tensors]
     problems += [f"{file} is listed twice" for file in _repeated(files)]
     problems += [f"tensor {name} is listed twice" for name in _repeated(names)]
@@ -49,6 +50,14 @@ def _order_problems(manifest: Manifest) -> Iterator[str]:
 
 def _title(role: Role, layer: int | None) -> str:
     return role.value if layer is None else f"{role.value} {layer}"
+
+
+def _file_problems(file: PackFile) -> Iterator[str]:
+    plain = file.name.isprintable() and not set(file.name) & set("/\\")
+    if not plain or file.name in (".", "..", MANIFEST_NAME):
+        yield f"file name {file.name!r} is not a plain name inside the pack"
+    if not is_digest(file.digest):
+        yield f"{file.name}: digest {file.digest[:60]!r} is not an xxh3_128 digest"
 
 
 def _blob_problems(blob: Blob) -> Iterator[str]:

@@ -21,8 +21,8 @@ import numpy as np
 import torch
 
 from layerpack.formats.errors import CapacityError, StreamError
+from layerpack.formats.read import Reader
 from layerpack.formats.units import MIB, human_bytes
-from layerpack.runtime.read import Reader
 from layerpack.runtime.slices import Slice
 
 _REGISTER_DEFAULT, _REGISTER_READ_ONLY = 0, 8

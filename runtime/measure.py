@@ -19,10 +19,10 @@ from pathlib import Path
 import torch
 
 from layerpack.formats.errors import StreamError
+from layerpack.formats.read import open_reader
 from layerpack.formats.units import MIB
 from layerpack.runtime.host import PinnedBuffers
 from layerpack.runtime.machine import Machine, host_free_bytes, vram_free_bytes
-from layerpack.runtime.read import open_reader
 from layerpack.runtime.slices import Slice
 from layerpack.runtime.stream import split
 

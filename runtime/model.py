@@ -181,7 +181,7 @@ def load_tokenizer(path: Path) -> Any:
 
     try:
         return transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError) as reason:
+    except Exception as reason:  # damaged files break tokenizers in any way
         raise PackError(f"{path}: has no tokenizer that transformers can load") from reason
 
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
+from layerpack.formats.read import BufferedReader
 from layerpack.runtime.host import PinnedBuffers
-from layerpack.runtime.read import BufferedReader
 from layerpack.runtime.ring import ReadRing
 from layerpack.runtime.slices import Slice
 from layerpack.runtime.stream import split

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from layerpack.formats.errors import StalledError, StreamError
-from layerpack.runtime.read import Reader
+from layerpack.formats.read import Reader
 
 
 class Fence(Protocol):

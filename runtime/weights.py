@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from layerpack.formats.pack import Pack
+from layerpack.formats.read import Reader, open_reader
 from layerpack.runtime.bind import LayerBinder, PlaceViews, place_views
 from layerpack.runtime.host import HostStore, PinnedBuffers, advise_needed, map_slice
 from layerpack.runtime.lane import CudaLane, HostLane, Lane
 from layerpack.runtime.plan import Plan, Tier
-from layerpack.runtime.read import Reader, open_reader
 from layerpack.runtime.resident import load_resident
 from layerpack.runtime.ring import Piece, ReadRing
 from layerpack.runtime.slices import Part

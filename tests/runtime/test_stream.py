@@ -20,7 +20,7 @@ import torch
 from fakes import ThreadLane
 
 from layerpack.formats.errors import StalledError, StreamError
-from layerpack.runtime.read import BufferedReader, Reader
+from layerpack.formats.read import BufferedReader, Reader
 from layerpack.runtime.ring import Piece, ReadRing
 from layerpack.runtime.slices import Part, Slice
 from layerpack.runtime.stream import WeightStream, split
