@@ -255,14 +255,17 @@ def _fill_vram(
 
 
 def _too_little(available: int, where: str, needs: Needs, moving_bytes: int) -> CapacityError:
-    missing = needs.total_bytes + moving_bytes - available
-    remedy = "raise --vram" if where == "VRAM" else "free some memory"
+    wanted = needs.total_bytes + moving_bytes
+    remedy, margin = "free some memory", 0.0
+    if where == "VRAM":
+        remedy, margin = "raise --vram", _MARGIN
+    missing = int(wanted / (1 - margin)) + 1 - available
     return CapacityError(
         f"{human_bytes(available)} of {where} are {human_bytes(missing)} too few: layers on the "
         f"way take {human_bytes(moving_bytes)}, KV cache {human_bytes(needs.cache_bytes)}, "
         f"activations {human_bytes(needs.activation_bytes)}, decoding "
-        f"{human_bytes(needs.decode_bytes)}, constants {human_bytes(needs.constant_bytes)}; "
-        f"lower --context or {remedy}"
+        f"{human_bytes(needs.decode_bytes)}, constants {human_bytes(needs.constant_bytes)}, and "
+        f"{margin:.0%} must stay free; lower --context or {remedy}"
     )
 
 
