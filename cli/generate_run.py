@@ -8,13 +8,14 @@ from typing import Any
 
 import click
 
+from layerpack.cli.memory_options import limits_of
 from layerpack.formats.errors import PromptError
 from layerpack.formats.pack import Pack
 from layerpack.formats.units import human_bytes
 from layerpack.formats.verify import require_intact
 from layerpack.runtime.generate import GenerateOptions, Generation, encode_prompt
 from layerpack.runtime.model import Model, OpenOptions, load_tokenizer
-from layerpack.runtime.plan import Limits
+from layerpack.runtime.plan_text import plan_text
 
 INTERRUPTED = 130
 
@@ -37,14 +38,13 @@ def run(path: Path, prompt: str, options: dict[str, Any]) -> int:
     )
     opening = OpenOptions(
         device=options["device"],
-        limits=Limits(
-            vram_bytes=options["vram"], ram_bytes=options["ram"], num_slots=options["slots"]
-        ),
+        limits=limits_of(options),
         context_tokens=options["context"] or _context_tokens(path, prompt, wanted),
     )
     started_s = time.perf_counter()
     with Model.open(path, opening) as model:
         if options["verbose"]:
+            click.echo(plan_text(model.plan, model.machine), err=True)
             click.echo(describe_setup(model, started_s - options["began_s"]), err=True)
         result = model.generate(prompt, wanted, on_text=_print_piece)
         click.echo()

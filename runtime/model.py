@@ -163,16 +163,27 @@ class Model:
 
 
 def make_plan(pack: Pack, device: torch.device, options: OpenOptions) -> tuple[Machine, Plan]:
-    """Measure the machine (or recall it), decide where slices live. Raises CapacityError."""
-    slices = pass_slices(pack)
+    """Measure the machine (or recall it), decide where slices live.
+
+    Raises CapacityError, StreamError.
+    """
     machine = measure.probe_machine(
-        device, slices, vram_cap_bytes=options.limits.vram_bytes, refresh=options.refresh
+        device,
+        pass_slices(pack),
+        vram_cap_bytes=options.limits.vram_bytes,
+        refresh=options.refresh,
+        watchdog_s=options.watchdog_s,
     )
-    if device.type == "cpu":
-        return machine, plan_cpu(slices, machine=machine, limits=options.limits)
+    return machine, plan_on(machine, pack, options)
+
+
+def plan_on(machine: Machine, pack: Pack, options: OpenOptions) -> Plan:
+    """Where slices live on `machine`, be it here or not. Raises CapacityError, PackError."""
+    slices = pass_slices(pack)
     needs = estimate_needs(pack, context_tokens=options.context_tokens)
     needs = replace(needs, constant_bytes=needs.constant_bytes + options.extra_vram_bytes)
-    return machine, plan(slices, machine=machine, needs=needs, limits=options.limits)
+    decide = plan_cpu if machine.vram_free_bytes is None else plan
+    return decide(slices, machine=machine, needs=needs, limits=options.limits)
 
 
 def load_tokenizer(path: Path) -> Any:

@@ -22,7 +22,6 @@ from layerpack.runtime.slices import Part
 from layerpack.runtime.stream import WeightStream
 from layerpack.runtime.trace import Trace
 
-READ_THREADS = 16
 _READ_AHEAD_LAYERS = 2
 
 
@@ -90,7 +89,7 @@ class Weights:
                 slices=streamed,
                 host=host,
                 lane=self._lane,
-                make_ring=_ring_factory(pinned, reader, self._trace),
+                make_ring=_ring_factory(pinned, reader, plan.read_threads, self._trace),
                 piece_bytes=plan.piece_bytes,
                 watchdog_s=self._watchdog_s,
                 trace=self._trace,
@@ -177,7 +176,7 @@ class Weights:
         return hook
 
 
-def _ring_factory(pinned: PinnedBuffers, reader: Reader, trace: Trace) -> Any:
+def _ring_factory(pinned: PinnedBuffers, reader: Reader, num_threads: int, trace: Trace) -> Any:
     def on_read(piece: Piece, begin_s: float, end_s: float) -> None:
         trace.read(f"{piece.title}", begin_s, end_s, piece.length_bytes)
 
@@ -186,7 +185,7 @@ def _ring_factory(pinned: PinnedBuffers, reader: Reader, trace: Trace) -> Any:
             buffers=pinned.views,
             reader=reader,
             piece_of=piece_of,
-            num_threads=min(READ_THREADS, len(pinned.tensors)),
+            num_threads=num_threads,
             on_read=on_read if trace.enabled else None,
         )
 
