@@ -16,7 +16,8 @@ class SourceTensor:
     """One tensor of a checkpoint, as `Source.read` will return it.
 
     `dtype` is a safetensors name. `file` is the source file that it lies in, `offset_bytes` and
-    `length_bytes` where in that file (used to order and to weigh the work).
+    `length_bytes` where in that file (used to order and to weigh the work). `whole_only`: some of
+    its rows cost as much as all of them.
     """
 
     name: str
@@ -25,6 +26,7 @@ class SourceTensor:
     file: str
     offset_bytes: int
     length_bytes: int
+    whole_only: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,8 +45,8 @@ class Source(Protocol):
     """A checkpoint whose headers have been read and checked, and whose weights have not.
 
     Life of a file: NAMED -fetch-> READABLE -release-> GONE. `fetch` is called from one thread,
-    ahead of need; `read` from another, only between a file's fetch and its release. Opening,
-    fetching and reading raise SourceError (HubError from the Hub).
+    ahead of need; `read` from several others at a time, only between a file's fetch and its
+    release. Opening, fetching and reading raise SourceError (HubError from the Hub).
     """
 
     @property
