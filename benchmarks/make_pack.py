@@ -103,7 +103,8 @@ def _write(path: Path, specs: list[Nf4Spec | PlainSpec], role: Role, layer: int 
     )
 
 
-def _layer_specs(config: dict[str, Any], prefix: str) -> list[Nf4Spec | PlainSpec]:
+def layer_specs(config: dict[str, Any], prefix: str) -> list[Nf4Spec | PlainSpec]:
+    """The tensors of one decoder layer, in the order of use; names begin with `prefix`."""
     hidden, inner = config["hidden_size"], config["intermediate_size"]
     width = hidden // config["num_attention_heads"]
     kv = config["num_key_value_heads"] * width
@@ -145,7 +146,7 @@ def make_pack(model: str, path: Path, *, num_layers: int | None = None) -> Manif
     matrix = PlainSpec(name="model.embed_tokens.weight", dtype="BF16", shape=(vocabulary, hidden))
     blobs = [_write(path / "embed.safetensors", [matrix], Role.EMBEDDING, None)]
     for layer in range(config["num_hidden_layers"]):
-        specs = _layer_specs(config, f"model.layers.{layer}.")
+        specs = layer_specs(config, f"model.layers.{layer}.")
         blobs.append(_write(path / f"layer-{layer:03d}.safetensors", specs, Role.LAYER, layer))
     norm = PlainSpec(name="model.norm.weight", dtype="BF16", shape=(hidden,))
     head = replace(matrix, name="lm_head.weight")

@@ -202,6 +202,7 @@ class _Reader:
     def quantization(self, fields: Any) -> Quantization:
         where = "quantization."
         self.take(fields, "type", lambda value: value == "nf4", where, "")
+        self.take(fields, "nested_block_size", lambda v: v == NESTED_BLOCK_SIZE, where, 0)
         return Quantization(
             block_size=self.take(fields, "block_size", is_size, where, 64),
             double_quant=self.take(fields, "double_quant", _is_bool, where, True),
