@@ -30,7 +30,7 @@ from layerpack.runtime.bench_network import open_network
 from layerpack.runtime.bench_report import LeftOut, Report, RowResult
 from layerpack.runtime.bench_rows import ROWS, Method, Ours, Row
 from layerpack.runtime.bench_sample import sixteen_bit_pack
-from layerpack.runtime.machine import host_free_bytes, pick_device
+from layerpack.runtime.machine import host_memory, pick_device
 from layerpack.runtime.model import Model, OpenOptions
 from layerpack.runtime.needs import PREFILL_TOKENS
 from layerpack.runtime.plan import Plan, Tier
@@ -161,7 +161,7 @@ class _Bench:
         head = 0 if way.head_resident else head_weight(pack)[1].length_bytes
         lengths = [_tensor_bytes(blob) for blob in pack.manifest.layers]
         whole, timed = sum(lengths) + head, sum(lengths[:count]) + head
-        room = host_free_bytes()
+        room, _ = host_memory()
         if self._options.ram_bytes is not None:
             room = min(room, self._options.ram_bytes)
         cold = whole > room  # all layers would not stay in the page cache: nor may the few
@@ -288,7 +288,7 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "cpu_cores": os.cpu_count(),
-        "host_free_bytes": host_free_bytes(),
+        "host_free_bytes": host_memory()[0],
         "system": platform.platform(),
         "python": platform.python_version(),
         "torch": torch.__version__,
