@@ -98,6 +98,7 @@ class Report:
             f"{self.machine['device']}; {', '.join(links) or 'no link measured'}",
             "",
             *_aligned([_HEAD, *(self._cells(row) for row in self.rows)]),
+            "",
             _LEGEND,
             "",
             *(f"{row.name}: {row.switches}{_noted(row)}" for row in self.rows),
