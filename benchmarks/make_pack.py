@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from layerpack.formats.units import human_bytes
 
 _ABSMAX = 0.02 * 2.5
 _PIECE = 1 << 26
+_NUM_WRITERS = 4  # one waits for the disk while another makes bytes
 
 
 class _Random:
@@ -145,9 +147,13 @@ def make_pack(model: str, path: Path, *, num_layers: int | None = None) -> Manif
     hidden, vocabulary = config["hidden_size"], config["vocab_size"]
     matrix = PlainSpec(name="model.embed_tokens.weight", dtype="BF16", shape=(vocabulary, hidden))
     blobs = [_write(path / "embed.safetensors", [matrix], Role.EMBEDDING, None)]
-    for layer in range(config["num_hidden_layers"]):
+
+    def write_layer(layer: int) -> Blob:
         specs = layer_specs(config, f"model.layers.{layer}.")
-        blobs.append(_write(path / f"layer-{layer:03d}.safetensors", specs, Role.LAYER, layer))
+        return _write(path / f"layer-{layer:03d}.safetensors", specs, Role.LAYER, layer)
+
+    with ThreadPoolExecutor(_NUM_WRITERS) as pool:
+        blobs += pool.map(write_layer, range(config["num_hidden_layers"]))
     norm = PlainSpec(name="model.norm.weight", dtype="BF16", shape=(hidden,))
     head = replace(matrix, name="lm_head.weight")
     blobs.append(_write(path / "head.safetensors", [head, norm], Role.HEAD, None))

@@ -139,7 +139,7 @@ def test_what_is_no_pack(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["a/b", "..", "a\\b", "a\nb", "\ud800", MANIFEST_NAME, CONFIG])
 def test_file_names_that_lead_out_of_the_pack(tiny: Path, name: str) -> None:
     raw = (tiny / MANIFEST_NAME).read_bytes()
-    with pytest.raises(PackError, match=r"not a plain name|listed twice"):
+    with pytest.raises(PackError, match=r"not a plain name|listed twice|no character"):
         parse_manifest(raw.replace(f'"{INDEX}"'.encode(), json.dumps(name).encode()))
 
 
