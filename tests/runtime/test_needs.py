@@ -25,7 +25,7 @@ class LiveBytes(TorchDispatchMode):
     """Counts the bytes of all storages that operations make, for as long as they live."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
         self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
 
