@@ -25,9 +25,8 @@ from layerpack.formats.pack import Pack
 from layerpack.formats.read import open_reader
 from layerpack.formats.units import MIB
 from layerpack.runtime.host import PinnedBuffers
-from layerpack.runtime.ring import Piece
+from layerpack.runtime.pieces import Piece, split
 from layerpack.runtime.slices import Slice, pass_slices
-from layerpack.runtime.stream import split
 
 WAYS = tuple((threads, piece_mib) for threads in (4, 8, 16) for piece_mib in (4, 16))
 """(threads, MiB a read) that are tried."""

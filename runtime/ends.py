@@ -18,7 +18,7 @@ from layerpack.formats.manifest import Blob
 from layerpack.formats.nf4 import Nf4State
 from layerpack.formats.pack import Pack
 from layerpack.runtime.bind import TORCH_DTYPES, make_state, offset_tensor, view_tensor
-from layerpack.runtime.host import map_bytes
+from layerpack.runtime.host import map_bytes, populate
 from layerpack.runtime.linear import bitsandbytes_functional, nf4_linear
 from layerpack.runtime.slices import Slice, head_weight
 
@@ -46,7 +46,10 @@ class EmbeddingRows:
 
     def _gather(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         ids = args[0]
-        rows = self._matrix[ids.reshape(-1).cpu()].to(self._device)
+        tokens = ids.reshape(-1).cpu()
+        for token in tokens.unique().tolist():
+            populate(self._matrix[token].view(torch.uint8), "embedding")
+        rows = self._matrix[tokens].to(self._device)
         module._parameters["weight"] = nn.Parameter(rows, requires_grad=False)
         places = torch.arange(rows.shape[0], device=self._device).view(ids.shape)
         return (places, *args[1:])

@@ -64,12 +64,13 @@ def vram_free_bytes(device: torch.device, cap_bytes: int | None = None) -> int:
     free, total = torch.cuda.mem_get_info(device)
     taken = torch.cuda.memory_allocated(device)
     reusable = torch.cuda.memory_reserved(device) - taken
-    bound = int(total * _memory_fraction(device))
+    bound = int(total * memory_fraction(device))
     allowed = (bound if cap_bytes is None else min(bound, cap_bytes)) - taken
     return max(0, min(free + reusable, allowed))
 
 
-def _memory_fraction(device: torch.device) -> float:
+def memory_fraction(device: torch.device) -> float:
+    """The share of the device that torch lets this process have (1.0: all)."""
     getter = getattr(torch.cuda, "get_per_process_memory_fraction", None)
     return 1.0 if getter is None else float(getter(device))
 

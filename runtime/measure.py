@@ -21,10 +21,10 @@ from layerpack.formats.units import MIB, align_up, human_bytes
 from layerpack.runtime.host import PinnedBuffers
 from layerpack.runtime.machine import Machine, host_memory, vram_free_bytes
 from layerpack.runtime.measure_cache import Disk, load_links, store_links
+from layerpack.runtime.pieces import Piece, split
 from layerpack.runtime.plan import NUM_PIECES, PIECE_BYTES
-from layerpack.runtime.ring import Piece, ReadRing
+from layerpack.runtime.ring import ReadRing
 from layerpack.runtime.slices import Slice
-from layerpack.runtime.stream import split
 
 _LINK_BYTES = 256 * MIB
 _DISK_SECONDS, _DISK_THREADS = 0.3, (4, 8, 16)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,10 @@ from layerpack.runtime.ends import EmbeddingRows, SliceContext, SlicedHead, embe
 from layerpack.runtime.generate import GenerateOptions, Generation, Message, run_generation
 from layerpack.runtime.host import map_bytes
 from layerpack.runtime.linear import bitsandbytes_functional
-from layerpack.runtime.machine import Machine, pick_device
+from layerpack.runtime.machine import Machine, memory_fraction, pick_device
+from layerpack.runtime.memory_errors import memory_errors
 from layerpack.runtime.needs import estimate_needs
+from layerpack.runtime.opening import Opening
 from layerpack.runtime.plan import Limits, Plan, plan, plan_cpu
 from layerpack.runtime.skeleton import build_skeleton, decoder_layers
 from layerpack.runtime.slices import Part, Slice, pass_slices
@@ -101,34 +103,34 @@ class Model:
         """
         pack = Pack.open(path)
         device = pick_device(options.device)
-        if device.type == "cuda" and options.limits.vram_bytes is not None:
-            _cap_vram(device, options.limits.vram_bytes)
         with contextlib.ExitStack() as stack:
+            if device.type == "cuda" and options.limits.vram_bytes is not None:
+                stack.enter_context(_capped_vram(device, options.limits.vram_bytes))
             begin_s = time.perf_counter()
             machine, chosen = make_plan(pack, device, options)
             planned_s = time.perf_counter()
             # Mapping, registering and loading need no Python to speak of; importing transformers
             # is nothing but Python. Together they take as long as the slower one.
-            with ThreadPoolExecutor(1, thread_name_prefix="layerpack-open") as pool:
-                opening = pool.submit(
-                    Weights,
+            opening = Opening(
+                functools.partial(
+                    _open_weights,
                     pack=pack,
                     plan=chosen,
                     device=device,
+                    options=options,
                     trace=trace,
-                    direct=options.direct,
-                    may_register=options.may_register,
-                    watchdog_s=options.watchdog_s,
                 )
-                try:
-                    network = build_skeleton(pack, device=device, attention=options.attention)
-                    bitsandbytes_functional()  # half a second to seconds of importing
-                    network_s = time.perf_counter()
-                finally:
-                    weights = stack.enter_context(opening.result())
+            )
+            stack.callback(opening.close)
+            opening.start()
+            network = build_skeleton(pack, device=device, attention=options.attention)
+            bitsandbytes_functional()  # half a second to seconds of importing
+            network_s = time.perf_counter()
+            weights = opening.result()
             loaded_s = time.perf_counter()
-            weights.attach(decoder_layers(network, pack.manifest.model.layers_path))
-            attach_ends(network, pack, device, slices=chosen.slices, use=weights.use)
+            with memory_errors("binding the weights", chosen):
+                weights.attach(decoder_layers(network, pack.manifest.model.layers_path))
+                attach_ends(network, pack, device, slices=chosen.slices, use=weights.use)
             setup = SetupTimes(
                 plan_s=planned_s - begin_s,
                 network_s=network_s - planned_s,
@@ -196,9 +198,38 @@ def load_tokenizer(path: Path) -> Any:
         raise PackError(f"{path}: has no tokenizer that transformers can load") from reason
 
 
-def _cap_vram(device: torch.device, vram_bytes: int) -> None:
+@contextlib.contextmanager
+def _capped_vram(device: torch.device, vram_bytes: int) -> Iterator[None]:
+    """Hold the whole process to so much VRAM, for the length of the block."""
+    before = memory_fraction(device)
     total = torch.cuda.get_device_properties(device).total_memory
     torch.cuda.set_per_process_memory_fraction(min(1.0, vram_bytes / total), device)
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(before, device)
+
+
+def _open_weights(
+    cancelled: threading.Event,
+    *,
+    pack: Pack,
+    plan: Plan,
+    device: torch.device,
+    options: OpenOptions,
+    trace: Trace,
+) -> Weights:
+    with memory_errors("loading the weights", plan):
+        return Weights(
+            pack=pack,
+            plan=plan,
+            device=device,
+            trace=trace,
+            direct=options.direct,
+            may_register=options.may_register,
+            watchdog_s=options.watchdog_s,
+            cancelled=cancelled,
+        )
 
 
 def attach_ends(
@@ -211,10 +242,7 @@ def attach_ends(
     model = pack.manifest.model
     matrix = embedding_matrix(pack)
     embedding = network.get_input_embeddings()
-    if device.type == "cuda":
-        EmbeddingRows(embedding, matrix, device)
-    else:
-        embedding._parameters["weight"] = nn.Parameter(matrix, requires_grad=False)
+    EmbeddingRows(embedding, matrix, device)
     elsewhere = {model.embedding, model.head}
     elsewhere |= {model.head + suffix for suffix in SUFFIXES}
     for blob in (pack.manifest.embedding, pack.manifest.head):

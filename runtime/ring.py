@@ -10,15 +10,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
 from layerpack.formats.errors import StalledError, StreamError
 from layerpack.formats.read import Reader
 from layerpack.runtime.interrupts import deferred_interrupts
+from layerpack.runtime.pieces import Piece
 
 
 class Fence(Protocol):
@@ -26,16 +25,6 @@ class Fence(Protocol):
 
     def wait(self) -> None:
         """Block until it has happened."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Piece:
-    """What one ticket reads: at most a slot's bytes of a file."""
-
-    path: Path
-    offset_bytes: int
-    length_bytes: int
-    title: str
 
 
 class _Stage(Enum):

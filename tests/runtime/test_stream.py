@@ -21,9 +21,10 @@ from fakes import ThreadLane
 
 from layerpack.formats.errors import StalledError, StreamError
 from layerpack.formats.read import BufferedReader, Reader
-from layerpack.runtime.ring import Piece, ReadRing
+from layerpack.runtime.pieces import Piece, split
+from layerpack.runtime.ring import ReadRing
 from layerpack.runtime.slices import Part, Slice
-from layerpack.runtime.stream import WeightStream, split
+from layerpack.runtime.stream import WeightStream
 
 PIECE_BYTES = 4096
 LAYERS = 7
