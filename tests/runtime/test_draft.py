@@ -27,29 +27,10 @@ PROMPT = "hello there, this is a test of some text"
 UNDRAFTED = GenerateOptions(max_new_tokens=30, draft_tokens=0)
 DRAFTED = GenerateOptions(max_new_tokens=30, draft_tokens=7)
 STREAMED = Limits(host_slices=0, num_slots=2)
-SMOLLM2_PROMPT = "Write a short story about a lighthouse keeper and her cat."
-"""In plain decoding its answer's 21st token ties with another to the last bit."""
 
 
 def options(draft: Path | None, **fields: Any) -> OpenOptions:
     return OpenOptions(device="cpu", draft=None if draft is None else str(draft), **fields)
-
-
-@pytest.fixture(scope="module")
-def smollm2_pack(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("packs") / "smollm2"
-    convert(str(smollm2_gguf), out)
-    return out
-
-
-def test_smollm2_with_itself_as_draft(smollm2_pack: Path) -> None:
-    with Model.open(smollm2_pack, options(smollm2_pack)) as model:
-        plain = model.generate(SMOLLM2_PROMPT, GenerateOptions(max_new_tokens=64, draft_tokens=0))
-        drafted = model.generate(SMOLLM2_PROMPT, GenerateOptions(max_new_tokens=64))
-    assert len(plain.token_ids) == plain.passes == 64
-    assert drafted.token_ids == plain.token_ids and drafted.text == plain.text
-    assert drafted.passes <= plain.passes / 4
-    assert drafted.accepted_tokens == drafted.proposed_tokens == 64 - drafted.passes
 
 
 @pytest.mark.parametrize("name", ["llama-tied", "llama-odd", "qwen2", "gemma3", "phi3", "gpt_neox"])
