@@ -49,10 +49,29 @@ def read_prompt(prompt: str | None, prompt_file: str | None) -> str:
 @click.option("--seed", type=int, help="Makes sampling repeatable.")
 @memory_options
 @click.option(
+    "--draft",
+    metavar="PATH_OR_REPO",
+    help="A small model of the same family that proposes tokens: same text in fewer passes.",
+)
+@click.option(
+    "--draft-tokens",
+    type=click.IntRange(1),
+    default=16,
+    show_default=True,
+    help="Tokens that the draft proposes per pass.",
+)
+@click.option(
     "--prompt-lookup",
     type=click.IntRange(1),
     metavar="N",
     help="Try N tokens a pass that the prompt suggests.",
+)
+@click.option(
+    "--exact/--fast",
+    default=True,
+    show_default=True,
+    help="Check proposed tokens as plain decoding would, or all at once: less work for the "
+    "device, but rounding may part the text from the undrafted one.",
 )
 @click.option("--verify", is_flag=True, help="Check every byte of the pack before.")
 @click.option("-v", "--verbose", is_flag=True, help="Print the plan first.")
@@ -62,6 +81,8 @@ def generate(pack: str, prompt: str | None, prompt_file: str | None, **options: 
     The text goes to standard output as it comes, a summary line to standard error.
     """
     options["began_s"] = time.perf_counter()
+    if options["draft"] is not None and options["prompt_lookup"] is not None:
+        raise click.UsageError("give --draft or --prompt-lookup, not both")
     text = read_prompt(prompt, prompt_file)
     from layerpack.cli.generate_run import run  # after the usage is known to be right: it is slow
 

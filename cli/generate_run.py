@@ -34,12 +34,17 @@ def run(path: Path, prompt: str, options: dict[str, Any]) -> int:
         seed=options["seed"],
         raw=options["raw"],
         system=options["system"],
+        draft_tokens=options["draft_tokens"],
         prompt_lookup_tokens=options["prompt_lookup"],
+        exact=options["exact"],
     )
+    drafting = options["draft"] is not None
     opening = OpenOptions(
         device=options["device"],
         limits=limits_of(options),
         context_tokens=options["context"] or _context_tokens(path, prompt, wanted),
+        draft=options["draft"],
+        proposed_tokens=options["prompt_lookup"] or (options["draft_tokens"] if drafting else 0),
     )
     started_s = time.perf_counter()
     with Model.open(path, opening) as model:
@@ -61,8 +66,9 @@ def _context_tokens(path: Path, prompt: str, wanted: GenerateOptions) -> int:
 def describe_setup(model: Model, before_s: float) -> str:
     """One line: where the time before the first pass went."""
     setup = model.setup
+    draft = f"draft {setup.draft_s:.2f}, " if model.draft is not None else ""
     return (
-        f"[set-up: {before_s:.2f} s imports and tokenizer; {setup.total_s:.2f} s opening: "
+        f"[set-up: {before_s:.2f} s imports and tokenizer; {setup.total_s:.2f} s opening: {draft}"
         f"plan {setup.plan_s:.2f}, transformers and network {setup.network_s:.2f}, "
         f"waiting for weights {setup.wait_for_weights_s:.2f}, binding {setup.attach_s:.2f}]"
     )
@@ -73,10 +79,18 @@ def _print_piece(piece: str) -> None:
 
 
 def summary(model: Model, result: Generation) -> str:
-    """One line: tokens, seconds per pass, bytes streamed, peak VRAM."""
+    """One line: tokens, seconds per pass, what was proposed, bytes streamed, peak VRAM."""
     parts = [
         f"{len(result.token_ids)} tokens in {result.seconds:.1f} s",
         f"{result.passes} passes of {result.pass_s:.3f} s",
+    ]
+    if result.proposed_tokens:
+        parts.append(
+            f"{result.tokens_per_pass:.1f} tokens a pass, {result.accepted_tokens} of "
+            f"{result.proposed_tokens} proposed ones accepted "
+            f"({result.accepted_tokens / result.proposed_tokens:.0%})"
+        )
+    parts += [
         f"{human_bytes(model.plan.streamed_bytes)} streamed a pass, "
         f"{human_bytes(model.plan.streamed_bytes * result.passes)} in all",
     ]

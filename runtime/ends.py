@@ -86,19 +86,20 @@ class SlicedHead(nn.Module):
         """Logits in the input's dtype."""
         if len(self._slices) == 1:
             with self._use(self._slices[0].index) as storage:
-                return self._part(x, storage, self._slices[0], self.bias)
+                return self.part(x, storage, self._slices[0], self.bias)
         out = torch.empty((*x.shape[:-1], self.out_features), dtype=x.dtype, device=x.device)
         for part in self._slices:
             assert part.rows is not None
             first, last = part.rows
             bias = None if self.bias is None else self.bias[first:last]
             with self._use(part.index) as storage:
-                out[..., first:last] = self._part(x, storage, part, bias)
+                out[..., first:last] = self.part(x, storage, part, bias)
         return out
 
-    def _part(
+    def part(
         self, x: torch.Tensor, storage: torch.Tensor, part: Slice, bias: torch.Tensor | None
     ) -> torch.Tensor:
+        """Logits (…, rows of `part`) from the slice's bytes."""
         assert part.rows is not None
         num_rows = part.rows[1] - part.rows[0]
         raw = storage[: part.length_bytes]

@@ -38,10 +38,22 @@ class Nf4Linear(nn.Module):
         self.register_parameter("bias", None)
         self.codes: torch.Tensor | None = None
         self.state: QuantState | None = None
+        self._keeps = False
+        self._decoded: torch.Tensor | None = None
+
+    def keep_decoded(self, keep: bool) -> None:
+        """From here on decode once for several forwards, or let go. Matters on a CPU only."""
+        self._keeps, self._decoded = keep, None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Decode and multiply; on CUDA in one kernel for few tokens."""
         bias: Any = self.bias
+        if self._keeps and x.device.type == "cpu":
+            if self._decoded is None:
+                self._decoded = dequantise_on_cpu(self.codes, self.state)
+            inputs = x.to(self.compute_dtype)
+            bias = bias if bias is None else bias.to(self.compute_dtype)
+            return nn.functional.linear(inputs, self._decoded, bias).to(x.dtype)
         return nf4_linear(x, self.codes, self.state, bias, self.compute_dtype)
 
 
@@ -66,7 +78,7 @@ def nf4_linear(
     return product.to(x.dtype)
 
 
-def dequantise_on_cpu(codes: torch.Tensor, state: Any) -> torch.Tensor:
+def dequantise_on_cpu(codes: torch.Tensor | None, state: Any) -> torch.Tensor:
     """The weight (out_features, in_features) in the state's dtype.
 
     bitsandbytes' AVX512 kernel restarts blocks at each row, which is wrong where in_features is no

@@ -14,11 +14,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from layerpack.formats.errors import PackError
+from layerpack.formats.errors import CapacityError, PackError
+from layerpack.formats.manifest import MANIFEST_NAME
 from layerpack.formats.nf4 import SUFFIXES
 from layerpack.formats.pack import Pack
 from layerpack.runtime import measure
-from layerpack.runtime.bind import view_tensor
+from layerpack.runtime.bind import TORCH_DTYPES, view_tensor
+from layerpack.runtime.draft import DRAFT_TOKENS, Draft, load_draft
 from layerpack.runtime.ends import EmbeddingRows, SliceContext, SlicedHead, embedding_matrix
 from layerpack.runtime.generate import GenerateOptions, Generation, Message, run_generation
 from layerpack.runtime.host import map_bytes
@@ -43,7 +45,9 @@ class OpenOptions:
     `device`: auto, cpu, cuda or cuda:N. `context_tokens`: the most tokens, prompt included, that
     memory is set aside for. `direct`: force direct (True) or buffered (False) disk reads.
     `may_register`: whether mapped files may be registered with CUDA. `refresh`: measure the
-    machine's links again. `extra_vram_bytes`: VRAM to leave for others, such as a draft's cache.
+    machine's links again. `draft`: a smaller model of the same family, a directory or Hub repo or
+    pack, that proposes tokens; it stays on the device. `proposed_tokens`: the most that a draft
+    or prompt lookup will propose in a pass. `extra_vram_bytes`: VRAM to leave for others.
     """
 
     device: str = "auto"
@@ -51,6 +55,8 @@ class OpenOptions:
     context_tokens: int = DEFAULT_CONTEXT_TOKENS
     direct: bool | None = None
     may_register: bool = True
+    draft: str | None = None
+    proposed_tokens: int = 0
     extra_vram_bytes: int = 0
     watchdog_s: float = 60.0
     refresh: bool = False
@@ -63,8 +69,10 @@ class SetupTimes:
 
     `network_s` is transformers being imported and building the model; weights are mapped,
     registered and loaded beside it, and `wait_for_weights_s` is what they took longer.
+    `draft_s` is loading the draft, where there is one.
     """
 
+    draft_s: float
     plan_s: float
     network_s: float
     wait_for_weights_s: float
@@ -73,24 +81,33 @@ class SetupTimes:
     @property
     def total_s(self) -> float:
         """All of opening."""
-        return self.plan_s + self.network_s + self.wait_for_weights_s + self.attach_s
+        beside = self.network_s + self.wait_for_weights_s
+        return self.draft_s + self.plan_s + beside + self.attach_s
 
 
 class Model:
     """A pack that can generate. Make one with `Model.open`, in a with statement.
 
     `network` is transformers' model (its forward, config and generate all work); `plan` says
-    where the weights are. One thread at a time.
+    where the weights are; `draft` is what was asked for when opening. One thread at a time.
     """
 
     def __init__(
-        self, *, pack: Pack, plan: Plan, machine: Machine, network: Any, setup: SetupTimes
+        self,
+        *,
+        pack: Pack,
+        plan: Plan,
+        machine: Machine,
+        network: Any,
+        setup: SetupTimes,
+        draft: Draft | None = None,
     ) -> None:
         self.pack = pack
         self.plan = plan
         self.machine = machine
         self.network = network
         self.setup = setup
+        self.draft = draft
 
     @classmethod
     @contextlib.contextmanager
@@ -99,7 +116,8 @@ class Model:
     ) -> Iterator[Model]:
         """Open the pack at `path`; closing joins all threads and undoes all registrations.
 
-        Raises PackError, CapacityError (what was asked for does not fit), StreamError.
+        Raises PackError, CapacityError (what was asked for does not fit), StreamError, and
+        SourceError for a draft that cannot be used.
         """
         pack = Pack.open(path)
         device = pick_device(options.device)
@@ -107,6 +125,11 @@ class Model:
             if device.type == "cuda" and options.limits.vram_bytes is not None:
                 stack.enter_context(_capped_vram(device, options.limits.vram_bytes))
             begin_s = time.perf_counter()
+            draft = None
+            if options.draft is not None:
+                draft = stack.enter_context(_open_draft(options.draft, pack, device, options))
+                options = _with_draft(options, draft)
+            drafted_s = time.perf_counter()
             machine, chosen = make_plan(pack, device, options)
             planned_s = time.perf_counter()
             # Mapping, registering and loading need no Python to speak of; importing transformers
@@ -132,12 +155,22 @@ class Model:
                 weights.attach(decoder_layers(network, pack.manifest.model.layers_path))
                 attach_ends(network, pack, device, slices=chosen.slices, use=weights.use)
             setup = SetupTimes(
-                plan_s=planned_s - begin_s,
+                draft_s=drafted_s - begin_s,
+                plan_s=planned_s - drafted_s,
                 network_s=network_s - planned_s,
                 wait_for_weights_s=loaded_s - network_s,
                 attach_s=time.perf_counter() - loaded_s,
             )
-            model = cls(pack=pack, plan=chosen, machine=machine, network=network, setup=setup)
+            if draft is not None:
+                draft.fit(network.config.get_text_config().vocab_size)
+            model = cls(
+                pack=pack,
+                plan=chosen,
+                machine=machine,
+                network=network,
+                setup=setup,
+                draft=draft,
+            )
             try:
                 yield model
             finally:
@@ -161,7 +194,48 @@ class Model:
         the generation early: what there is comes back, with `finish` "interrupted". Raises
         PromptError, StreamError.
         """
-        return run_generation(self.network, self.tokenizer, prompt, options, on_text=on_text)
+        return run_generation(
+            self.network,
+            self.tokenizer,
+            prompt,
+            options,
+            layers_path=self.pack.manifest.model.layers_path,
+            draft=self.draft,
+            on_text=on_text,
+        )
+
+
+@contextlib.contextmanager
+def _open_draft(
+    name: str, pack: Pack, device: torch.device, options: OpenOptions
+) -> Iterator[Draft]:
+    """The draft, wholly on the device, checked to have the pack's tokens."""
+    if not (Path(name) / MANIFEST_NAME).is_file():
+        draft = load_draft(name, device=device, dtype=TORCH_DTYPES[pack.manifest.model.dtype])
+        draft.check_tokens(load_tokenizer(pack.path))
+        yield draft
+        return
+    everything = len(pass_slices(Pack.open(name)))
+    limits = replace(options.limits, vram_slices=everything, host_slices=everything)
+    settings = replace(options, device=str(device), limits=limits, draft=None)
+    with contextlib.ExitStack() as stack:
+        try:
+            model = stack.enter_context(Model.open(name, settings))
+        except CapacityError as reason:
+            raise CapacityError(f"draft {name}: does not fit as a whole ({reason})") from reason
+        draft = Draft(name=name, network=model.network, tokenizer=model.tokenizer)
+        draft.check_tokens(load_tokenizer(pack.path))
+        yield draft
+
+
+def _with_draft(options: OpenOptions, draft: Draft) -> OpenOptions:
+    """The same, with room for the draft's KV cache and the logits of what it proposes."""
+    cache_bytes = draft.cache_bytes(options.context_tokens)
+    return replace(
+        options,
+        proposed_tokens=options.proposed_tokens or DRAFT_TOKENS,
+        extra_vram_bytes=options.extra_vram_bytes + cache_bytes,
+    )
 
 
 def make_plan(pack: Pack, device: torch.device, options: OpenOptions) -> tuple[Machine, Plan]:
@@ -182,7 +256,9 @@ def make_plan(pack: Pack, device: torch.device, options: OpenOptions) -> tuple[M
 def plan_on(machine: Machine, pack: Pack, options: OpenOptions) -> Plan:
     """Where slices live on `machine`, be it here or not. Raises CapacityError, PackError."""
     slices = pass_slices(pack)
-    needs = estimate_needs(pack, context_tokens=options.context_tokens)
+    needs = estimate_needs(
+        pack, context_tokens=options.context_tokens, proposed_tokens=options.proposed_tokens
+    )
     needs = replace(needs, constant_bytes=needs.constant_bytes + options.extra_vram_bytes)
     decide = plan_cpu if machine.vram_free_bytes is None else plan
     return decide(slices, machine=machine, needs=needs, limits=options.limits)

@@ -1,0 +1,61 @@
+"""From token ids to text, piece by piece as it becomes certain."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+class TextSink:
+    """transformers' streamer protocol: collects ids, and hands on text that cannot change any more.
+
+    A token may hold part of a character: text that ends in a replacement character is held back.
+    """
+
+    def __init__(self, tokenizer: Any, on_text: Callable[[str], None] | None) -> None:
+        self.token_ids: list[int] = []
+        self._tokenizer = tokenizer
+        self._on_text = on_text
+        self._prompt_seen = False
+        self._sent = 0
+
+    @property
+    def text(self) -> str:
+        """All text so far."""
+        # Without the clean-up of spaces, which would change text that was handed on already.
+        return str(
+            self._tokenizer.decode(
+                self.token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
+        )
+
+    def expect_prompt(self) -> None:
+        """What `put` gets next are known ids again, as at the start of each generation."""
+        self._prompt_seen = False
+
+    def put(self, value: torch.Tensor) -> None:
+        """Called with the prompt's ids first, then with each new token or run of tokens."""
+        if not self._prompt_seen:
+            self._prompt_seen = True
+            return
+        self.token_ids += value.reshape(-1).tolist()
+        if self._on_text is not None:
+            text = self.text
+            if not text.endswith("\ufffd"):
+                self._send(text)
+
+    def end(self) -> None:
+        """Called when generation is over."""
+
+    def flush(self) -> None:
+        """Hand on what was held back."""
+        if self._on_text is not None:
+            self._send(self.text)
+
+    def _send(self, text: str) -> None:
+        if len(text) > self._sent:
+            assert self._on_text is not None
+            self._on_text(text[self._sent :])
+            self._sent = len(text)
