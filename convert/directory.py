@@ -21,6 +21,7 @@ class DirectorySource:
     kind = "directory"
     revision: str | None = None
     scratch_bytes = 0
+    download_bytes = 0
     max_held_files = 3
 
     def __init__(self, path: Path) -> None:

@@ -45,6 +45,7 @@ class GgufSource:
     kind = "gguf"
     revision: str | None = None
     scratch_bytes = 0
+    download_bytes = 0
     max_held_files = 1
 
     @classmethod

@@ -76,6 +76,10 @@ class Source(Protocol):
         """Disk space needed beside the pack while converting: 0 if nothing is downloaded."""
 
     @property
+    def download_bytes(self) -> int:
+        """Bytes of weights that are not on this machine yet."""
+
+    @property
     def max_held_files(self) -> int:
         """How many files may be readable at a time before the next is fetched ahead of need."""
 
