@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,11 @@ class SourceFileFacts:
     name: str
     file_bytes: int
     identity: str
+
+
+def path_id(path: Path) -> str:
+    """A path as a manifest can hold it: bytes that are not UTF-8 become U+FFFD."""
+    return os.fsencode(path).decode("utf-8", "replace")
 
 
 class Source(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -267,6 +268,19 @@ def test_a_hub_source_is_taken_from_the_cache(hub: HubServer, tmp_path: Path, in
             assert max(row["error"] for row in inspect(out, "--stats")["errors"]) < 0.12
         else:
             assert "not in the local cache" in inspect(out, "--stats", code=1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are bytes on Linux only")
+def test_a_path_that_is_not_utf8_is_converted_and_shown(
+    checkpoint_of: Callable[..., Path], tmp_path: Path, inspect: Run
+) -> None:
+    source = tmp_path / os.fsdecode(b"caf\xe9\x1b")
+    shutil.copytree(checkpoint_of("llama"), source)
+    out = tmp_path / os.fsdecode(b"out\xff")
+    manifest = convert(str(source), out)
+    assert Pack.open(out).manifest == manifest
+    text = inspect(out, text=True)
+    assert "out\\udcff: LlamaForCausalLM" in text and "caf\N{REPLACEMENT CHARACTER}\\x1b" in text
 
 
 def test_an_all_zero_tensor_has_no_error(tmp_path: Path, inspect: Run) -> None:

@@ -278,6 +278,9 @@ def test_a_newer_format_says_so(document: Document) -> None:
         with pytest.raises(PackVersionError) as caught:
             parse({**document, "blobs": "of another shape", **fields})
         assert "install a newer layerpack" in str(caught.value)
+    with pytest.raises(PackVersionError) as caught:
+        parse({**document, "features": ["x" * 10_000]})
+    assert len(str(caught.value)) < 300
 
 
 def test_a_long_list_of_problems_is_cut(document: Document) -> None:
