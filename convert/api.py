@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from layerpack.convert.index import INDEX_NAME
 from layerpack.convert.journal import Journal, Progress
 from layerpack.convert.opening import open_source
 from layerpack.convert.options import ConvertOptions
+from layerpack.convert.outline import outline_of
 from layerpack.convert.pipeline import run_pipeline
 from layerpack.convert.plan import ConversionPlan
 from layerpack.convert.planner import plan_conversion
@@ -57,7 +59,10 @@ def convert(
         plan = plan_source(opened, options)
         run = run_fingerprint(plan, opened)
         try:
-            done = find_done(plan, run, destination, force=options.force)
+            done = replace(
+                find_done(plan, run, destination, force=options.force),
+                about=outline_of(plan, opened).fields(),
+            )
             _check_space(plan, opened, destination, done)
             with Journal(destination.journal, run, done) as journal:
                 _write_blobs(plan, opened, destination, journal, device, progress)

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from layerpack.formats.digest import bytes_digest, is_digest
+from layerpack.formats.header import is_shape, is_size
 from layerpack.formats.jsontext import parse_json
-from layerpack.formats.nf4 import Nf4State
+from layerpack.formats.nf4 import Nf4State, is_finite
 
 JOURNAL_NAME = "journal"
 
@@ -33,11 +34,15 @@ class BlobRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """What is done. `runs` are the fingerprints that a journal's lines carry: one, unless mixed."""
+    """What is done. `runs` are the fingerprints that a journal's lines carry: one, unless mixed.
+
+    `about` is what the run noted of itself for people (outline.py): nothing is decided by it.
+    """
 
     runs: frozenset[str] = frozenset()
     blobs: dict[str, BlobRecord] = field(default_factory=dict)
     source_digests: dict[str, str] = field(default_factory=dict)
+    about: dict[str, Any] = field(default_factory=dict)
 
 
 def fingerprint(facts: Mapping[str, Any]) -> str:
@@ -65,8 +70,13 @@ def read_journal(path: Path) -> Progress:
             progress.blobs[record.file] = record
         elif isinstance(fields.get("source"), str) and isinstance(fields.get("digest"), str):
             progress.source_digests[fields["source"]] = fields["digest"]
+        elif isinstance(fields.get("about"), dict):
+            progress.about.update(fields["about"])
     return Progress(
-        runs=frozenset(runs), blobs=progress.blobs, source_digests=progress.source_digests
+        runs=frozenset(runs),
+        blobs=progress.blobs,
+        source_digests=progress.source_digests,
+        about=progress.about,
     )
 
 
@@ -82,7 +92,7 @@ class Journal:
         self.progress = progress
         lines = [_source_line(run, name, text) for name, text in progress.source_digests.items()]
         lines += [_blob_line(run, record) for record in progress.blobs.values()]
-        lines.insert(0, _line({"run": run}))
+        lines.insert(0, _line({"run": run, "about": progress.about}))
         self._run = run
         self._lock = threading.Lock()
         temporary = path.with_name(path.name + ".new")
@@ -153,13 +163,17 @@ def _blob_record(fields: Mapping[str, Any]) -> BlobRecord | None:
     file, digest, states = fields.get("blob"), fields.get("digest"), fields.get("states")
     if not (isinstance(file, str) and is_digest(digest) and isinstance(states, dict)):
         return None
-    return BlobRecord(
-        file=file,
-        digest=str(digest),
-        states={
-            name: Nf4State(
-                shape=tuple(shape), block_size=block_size, dtype=dtype, nested_offset=offset
-            )
-            for name, (shape, block_size, dtype, offset) in states.items()
-        },
-    )
+    read = {name: _state(value) for name, value in states.items()}
+    whole = {name: state for name, state in read.items() if state is not None}
+    return BlobRecord(file=file, digest=str(digest), states=whole) if whole == read else None
+
+
+def _state(value: Any) -> Nf4State | None:
+    if not (isinstance(value, list) and len(value) == 4):
+        return None
+    shape, block_size, dtype, offset = value
+    if not (is_shape(shape) and is_size(block_size) and isinstance(dtype, str)):
+        return None
+    if not (offset is None or is_finite(offset)):
+        return None
+    return Nf4State(shape=tuple(shape), block_size=block_size, dtype=dtype, nested_offset=offset)

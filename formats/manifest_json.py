@@ -121,7 +121,7 @@ def parse_manifest(raw: bytes, *, where: str = MANIFEST_NAME) -> Manifest:
     if version > FORMAT_VERSION or features != []:
         raise PackVersionError(
             f"{where}: written in format version {version}"
-            + (f" with {features}" if features != [] else "")
+            + (f" with {features!r:.100}" if features != [] else "")
             + f", this layerpack reads up to {FORMAT_VERSION}; install a newer layerpack"
         )
     reader = _Reader()
