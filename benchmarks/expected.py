@@ -123,7 +123,7 @@ def plan_for(
 
 
 def table(pack: Pack, context_tokens: int) -> str:
-    """One row for each card and memory; seconds per pass for each disk, `*` where it is the link's."""
+    """A row for each card and memory; seconds per pass for each disk, `*`: bound by the link."""
     header = ["VRAM", "link", "RAM", "layers in VRAM / RAM / disk"]
     header += [f"{name} disk, {gb_s} GB/s" for name, gb_s in DISKS.items()]
     rows = [header, ["---"] * len(header)]
