@@ -146,12 +146,12 @@ class Model:
             )
             stack.callback(opening.close)
             opening.start()
-            network = build_skeleton(pack, device=device, attention=options.attention)
-            bitsandbytes_functional()  # half a second to seconds of importing
-            network_s = time.perf_counter()
-            weights = opening.result()
-            loaded_s = time.perf_counter()
-            with memory_errors("binding the weights", chosen):
+            with memory_errors("opening the model", chosen):
+                network = build_skeleton(pack, device=device, attention=options.attention)
+                bitsandbytes_functional()  # half a second to seconds of importing
+                network_s = time.perf_counter()
+                weights = opening.result()
+                loaded_s = time.perf_counter()
                 weights.attach(decoder_layers(network, pack.manifest.model.layers_path))
                 attach_ends(network, pack, device, slices=chosen.slices, use=weights.use)
             setup = SetupTimes(
@@ -295,17 +295,16 @@ def _open_weights(
     options: OpenOptions,
     trace: Trace,
 ) -> Weights:
-    with memory_errors("loading the weights", plan):
-        return Weights(
-            pack=pack,
-            plan=plan,
-            device=device,
-            trace=trace,
-            direct=options.direct,
-            may_register=options.may_register,
-            watchdog_s=options.watchdog_s,
-            cancelled=cancelled,
-        )
+    return Weights(
+        pack=pack,
+        plan=plan,
+        device=device,
+        trace=trace,
+        direct=options.direct,
+        may_register=options.may_register,
+        watchdog_s=options.watchdog_s,
+        cancelled=cancelled,
+    )
 
 
 def attach_ends(

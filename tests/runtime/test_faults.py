@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import torch
-from faults import Disk, nothing_left, threads
+from faults import Disk, after_interrupt, nothing_left, threads
 
 from layerpack.formats.errors import CapacityError, LayerpackError, StalledError, StreamError
 from layerpack.formats.pack import Pack
@@ -215,7 +215,7 @@ def test_a_device_that_is_full_says_so_with_figures(
         raise torch.OutOfMemoryError("injected")
 
     monkeypatch.setattr(weights, "HostLane", full)
-    words = r"ran out of memory while loading the weights: .* 2 slots of 45\.1 kB"
+    words = r"ran out of memory while opening the model: .* 2 slots of 45\.1 kB"
     with nothing_left(pack), pytest.raises(CapacityError, match=words):
         logits_of(pack, FROM_DISK)
     monkeypatch.undo()
@@ -242,14 +242,6 @@ def interrupt(*_: object, **__: object) -> Any:
     os.kill(os.getpid(), signal.SIGINT)
 
 
-def after_interrupt(function: Callable[..., Any]) -> Callable[..., Any]:
-    def wrapped(*arguments: Any, **named: Any) -> Any:
-        interrupt()
-        return function(*arguments, **named)
-
-    return wrapped
-
-
 OPENING = {
     "measuring": (measure, "_time_reads"),
     "taking buffers": (weights, "PinnedBuffers"),
@@ -257,7 +249,7 @@ OPENING = {
     "starting the stream": (weights, "WeightStream"),
     "building the skeleton": (model, "build_skeleton"),
     "waiting for weights": (opening.Opening, "result"),
-    "binding": (model, "_attach_ends"),
+    "binding": (weights.Weights, "attach"),
 }
 
 
