@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from small_pack import write_small_pack
 
 from layerpack.formats import pack as packs
+from layerpack.formats.digest import bytes_digest
 from layerpack.formats.errors import PackError, PackVersionError
+from layerpack.formats.jsontext import dump_json
 from layerpack.formats.manifest import MANIFEST_NAME, Manifest
 from layerpack.formats.manifest_json import dump_manifest, parse_manifest
 from layerpack.formats.nf4 import STATE
@@ -39,7 +41,14 @@ def document(small: Manifest) -> Document:
 
 
 def parse(document: Document) -> Manifest:
-    return parse_manifest(json.dumps(document).encode(), where="out/layerpack.json")
+    return parse_manifest(signed(document), where="out/layerpack.json")
+
+
+def signed(document: Document) -> bytes:
+    """The document's bytes with the digest of themselves in them."""
+    raw = dump_json({key: value for key, value in document.items() if key != "digest"})
+    first, rest = raw.split(b"\n", 1)
+    return first + f'\n "digest": "{bytes_digest(raw)}",\n'.encode() + rest
 
 
 def refused(document: Document) -> str:
