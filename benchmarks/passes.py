@@ -51,17 +51,17 @@ def time_passes(
     A prefill of `context` and `warm_up` passes go before them. The cache is cropped back after
     each pass, so all passes are alike.
     """
-    from transformers.cache_utils import DynamicCache
+    from layerpack.runtime.cache import reserved_cache
 
     network = model.network
     times_s = []
     with torch.inference_mode():
-        cache = DynamicCache(config=network.config)
+        cache = reserved_cache(network.config, context + tokens)
         if context:
             network(_ids(context), past_key_values=cache, use_cache=True, logits_to_keep=1)
         for _ in range(warm_up + passes):
             if not context:
-                cache = DynamicCache(config=network.config)
+                cache = reserved_cache(network.config, tokens)
             torch.cuda.synchronize()
             begin_s = time.perf_counter()
             keep = tokens if context else 1
@@ -81,11 +81,11 @@ def _ids(count: int) -> torch.Tensor:
 
 def measure_growth(model: Model, *, context: int) -> dict[str, int]:
     """How much the marks differ between the tenth pass and a hundred passes later."""
-    from transformers.cache_utils import DynamicCache
+    from layerpack.runtime.cache import reserved_cache
 
     marks = []
     with torch.inference_mode():
-        cache = DynamicCache(config=model.network.config)
+        cache = reserved_cache(model.network.config, context + 1)
         model.network(_ids(context), past_key_values=cache, use_cache=True, logits_to_keep=1)
         for number in range(1, GROWTH_FIRST + GROWTH_PASSES + 1):
             model.network(_ids(1), past_key_values=cache, use_cache=True)
