@@ -25,6 +25,7 @@ import torch
 from layerpack.formats.errors import CapacityError, StreamError
 from layerpack.formats.read import Reader
 from layerpack.formats.units import MIB, human_bytes
+from layerpack.runtime.interrupts import stop_if
 from layerpack.runtime.pieces import split
 from layerpack.runtime.ring import ReadRing
 from layerpack.runtime.slices import Slice
@@ -279,12 +280,6 @@ def _anonymous(length_bytes: int) -> torch.Tensor:
             "lower --ram"
         ) from reason
     return torch.from_numpy(np.frombuffer(memory, dtype=np.uint8))
-
-
-def stop_if(cancelled: threading.Event) -> None:
-    """Raise StreamError if whoever waits for the weights has given up."""
-    if cancelled.is_set():
-        raise StreamError("opening was given up before all weights were loaded")
 
 
 @functools.cache

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import torch
 
 from layerpack.formats.read import BufferedReader
-from layerpack.runtime.host import PinnedBuffers, stop_if
+from layerpack.runtime.host import PinnedBuffers
+from layerpack.runtime.interrupts import stop_if
 from layerpack.runtime.pieces import split
 from layerpack.runtime.ring import ReadRing
 from layerpack.runtime.slices import Slice
