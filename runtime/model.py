@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,6 +30,7 @@ from layerpack.runtime.needs import estimate_needs
 from layerpack.runtime.plan import Limits, Plan, plan, plan_cpu
 from layerpack.runtime.skeleton import build_skeleton, decoder_layers
 from layerpack.runtime.slices import Part, pass_slices
+from layerpack.runtime.text_stream import iterate
 from layerpack.runtime.trace import NO_TRACE, Trace
 from layerpack.runtime.weights import Weights
 
@@ -87,7 +88,8 @@ class Model:
     """A pack that can generate. Make one with `Model.open`, in a with statement.
 
     `network` is transformers' model (its forward, config and generate all work); `plan` says
-    where the weights are; `draft` is what was asked for when opening. One thread at a time.
+    where the weights are; `draft` is what was asked for when opening; `reserved_tokens` is the
+    longest sequence that memory was set aside for, None on a CPU. One thread at a time.
     """
 
     def __init__(
@@ -99,6 +101,7 @@ class Model:
         network: Any,
         setup: SetupTimes,
         draft: Draft | None = None,
+        reserved_tokens: int | None = None,
     ) -> None:
         self.pack = pack
         self.plan = plan
@@ -106,6 +109,7 @@ class Model:
         self.network = network
         self.setup = setup
         self.draft = draft
+        self.reserved_tokens = reserved_tokens
 
     @classmethod
     @contextlib.contextmanager
@@ -168,6 +172,7 @@ class Model:
                 network=network,
                 setup=setup,
                 draft=draft,
+                reserved_tokens=options.context_tokens if device.type == "cuda" else None,
             )
             try:
                 yield model
@@ -184,7 +189,7 @@ class Model:
         prompt: str | Sequence[Message],
         options: GenerateOptions = GenerateOptions(),
         *,
-        on_text: Any = None,
+        on_text: Callable[[str], None] | None = None,
     ) -> Generation:
         """Generate from a prompt (a text, or chat messages); waits.
 
@@ -198,9 +203,27 @@ class Model:
             prompt,
             options,
             layers_path=self.pack.manifest.model.layers_path,
+            reserved_tokens=self.reserved_tokens,
             draft=self.draft,
             on_text=on_text,
         )
+
+    def stream(
+        self, prompt: str | Sequence[Message], options: GenerateOptions = GenerateOptions()
+    ) -> Iterator[str]:
+        """The text piece by piece, each as soon as it is certain; raises what `generate` does.
+
+        Passes run in a thread, one piece ahead at most. A loop left early ends the generation;
+        an iterator that is kept must be closed before the model is.
+        """
+        device = self.network.device
+
+        def run(on_text: Callable[[str], None]) -> None:
+            if device.type == "cuda":
+                torch.cuda.set_device(device)  # each thread has a current device of its own
+            self.generate(prompt, options, on_text=on_text)
+
+        return iterate(run)
 
 
 @contextlib.contextmanager
