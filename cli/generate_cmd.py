@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from layerpack.cli.sizes import SIZE
+from layerpack.cli.memory_options import memory_options
 
 
 def read_prompt(prompt: str | None, prompt_file: str | None) -> str:
@@ -47,17 +47,7 @@ def read_prompt(prompt: str | None, prompt_file: str | None) -> str:
 @click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True)
 @click.option("--top-k", type=click.IntRange(0), default=0, help="0: no limit.", show_default=True)
 @click.option("--seed", type=int, help="Makes sampling repeatable.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("--vram", type=SIZE, help="Most VRAM to use in all, as 8GiB or 7500MB.")
-@click.option("--ram", type=SIZE, help="Most host memory to keep weights in.")
-@click.option("--context", type=click.IntRange(1), help="Tokens to set memory aside for.")
-@click.option(
-    "--slots",
-    type=click.IntRange(2, 16),
-    default=3,
-    show_default=True,
-    help="Layers in flight on the device.",
-)
+@memory_options
 @click.option(
     "--draft",
     metavar="PATH_OR_REPO",
@@ -83,6 +73,7 @@ def read_prompt(prompt: str | None, prompt_file: str | None) -> str:
     help="Check proposed tokens as plain decoding would, or all at once: less work for the "
     "device, but rounding may part the text from the undrafted one.",
 )
+@click.option("--verify", is_flag=True, help="Check every byte of the pack before.")
 @click.option("-v", "--verbose", is_flag=True, help="Print the plan first.")
 def generate(pack: str, prompt: str | None, prompt_file: str | None, **options: Any) -> None:
     """Generate text with the pack OUT, streaming what does not fit into VRAM.

@@ -8,9 +8,11 @@ from typing import Any
 
 import click
 
+from layerpack.cli.memory_options import limits_of
 from layerpack.formats.errors import PromptError
 from layerpack.formats.pack import Pack
 from layerpack.formats.units import human_bytes
+from layerpack.formats.verify import require_intact
 from layerpack.runtime.generate import (
     GenerateOptions,
     Generation,
@@ -19,7 +21,7 @@ from layerpack.runtime.generate import (
 )
 from layerpack.runtime.model import Model, OpenOptions, load_tokenizer
 from layerpack.runtime.needs import context_limit
-from layerpack.runtime.plan import Limits
+from layerpack.runtime.plan_text import plan_text
 
 INTERRUPTED = 130
 
@@ -28,6 +30,8 @@ def run(path: Path, prompt: str, options: dict[str, Any]) -> int:
     """Generate and print; the exit code. Raises LayerpackError."""
     if not prompt.strip():
         raise PromptError("the prompt is empty; give some text with --prompt or on standard input")
+    if options["verify"]:
+        require_intact(path)
     wanted = GenerateOptions(
         max_new_tokens=options["max_new_tokens"],
         temperature=options["temperature"],
@@ -51,9 +55,7 @@ def run(path: Path, prompt: str, options: dict[str, Any]) -> int:
     drafting = options["draft"] is not None
     opening = OpenOptions(
         device=options["device"],
-        limits=Limits(
-            vram_bytes=options["vram"], ram_bytes=options["ram"], num_slots=options["slots"]
-        ),
+        limits=limits_of(options),
         context_tokens=options["context"] or prompt_tokens + new_tokens,
         draft=options["draft"],
         proposed_tokens=options["prompt_lookup"] or (options["draft_tokens"] if drafting else 0),
@@ -62,6 +64,7 @@ def run(path: Path, prompt: str, options: dict[str, Any]) -> int:
     with Model.open(path, opening) as model:
         model.tokenizer = tokenizer
         if options["verbose"]:
+            click.echo(plan_text(model.plan, model.machine), err=True)
             click.echo(describe_setup(model, started_s - options["began_s"]), err=True)
         result = model.generate(prompt, wanted, on_text=_print_piece)
         click.echo()

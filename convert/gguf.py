@@ -18,7 +18,8 @@ import numpy as np
 import torch
 
 from layerpack.convert.gguf_config import write_config_dir
-from layerpack.convert.source import SourceFileFacts, SourceTensor
+from layerpack.convert.reading import WeightFile
+from layerpack.convert.source import SourceFileFacts, SourceTensor, path_id
 from layerpack.formats.digest import file_digest
 from layerpack.formats.errors import LayerpackError, SourceError, UnsupportedError
 from layerpack.formats.units import num_elements
@@ -45,6 +46,7 @@ class GgufSource:
     kind = "gguf"
     revision: str | None = None
     scratch_bytes = 0
+    download_bytes = 0
     max_held_files = 1
 
     @classmethod
@@ -71,7 +73,7 @@ class GgufSource:
             ) from reason
 
     def __init__(self, path: Path, directory: tempfile.TemporaryDirectory[str], gguf: Any) -> None:
-        self.id = str(path)
+        self.id = path_id(path)
         self._path, self._directory, self._gguf = path, directory, gguf
         reader = gguf.GGUFReader(path)
         _refuse(reader, path)
@@ -94,7 +96,7 @@ class GgufSource:
                 identity=f"{stat.st_size}:{stat.st_mtime_ns}",
             ),
         )
-        self._file = open(path, "rb", buffering=0)  # noqa: SIM115 - closed by release
+        self._file = WeightFile(path)
 
     def fetch(self, file: str, report: Callable[[int], None]) -> None:
         """Nothing to wait for: the file is here."""
@@ -167,6 +169,7 @@ class GgufSource:
             file=self._path.name,
             offset_bytes=int(tensor.data_offset),
             length_bytes=int(tensor.n_bytes),
+            whole_only=tensor.name not in _ROW_WISE,
         )
 
     def _check_kind(self, tensor: Any) -> None:
@@ -189,23 +192,11 @@ class GgufSource:
             )
 
     def _dequantise(self, stored: _Stored, first: int, end: int) -> np.ndarray[Any, Any]:
-        """Rows [first, end) as floats. Plain reads: a mapping dies if the file is truncated."""
+        """Rows [first, end) as floats."""
         row_bytes = num_elements(stored.shape[1:]) * stored.dtype.itemsize
         raw = memoryview(bytearray((end - first) * row_bytes))
-        offset = stored.offset_bytes + first * row_bytes
-        position = 0
-        try:
-            self._file.seek(offset)
-            while position < raw.nbytes:
-                count = self._file.readinto(raw[position:])
-                if not count:
-                    raise SourceError(
-                        f"{self._path}: ends at byte {offset + position}, inside the tensor "
-                        f"{stored.gguf_name}; it was truncated while it was read"
-                    )
-                position += count
-        except OSError as reason:
-            raise SourceError(f"{self._path}: cannot be read ({reason.strerror})") from reason
+        offset_bytes = stored.offset_bytes + first * row_bytes
+        self._file.read_into(raw, offset_bytes, what=f"the tensor {stored.gguf_name}")
         data = np.frombuffer(raw, stored.dtype).reshape(end - first, *stored.shape[1:])
         values: np.ndarray[Any, Any] = self._gguf.dequantize(data, stored.kind)
         return values

@@ -1,41 +1,38 @@
-"""Blobs out of tensors: files are fetched, tensors read, quantised and written at the same time.
+"""Blobs out of tensors: files are fetched, pieces read, encoded and written at the same time.
 
-    fetch thread -> read thread -> (calling thread: quantise) -> write thread -> journal
+    fetch thread -> order thread -> worker threads: read, encode -> (calling thread: put together)
+    -> write thread -> journal
 
-Two short channels stand between them, so memory holds a few tensors, never a model.
+A worker takes a piece from the file to the pack's bytes while a core's cache holds it. Pieces are
+put together in the order they were asked for in, so threads cannot change a byte. Few of them are
+under way at a time: memory holds some pieces, never a tensor.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
+from layerpack.convert.conveyor import Conveyor
 from layerpack.convert.crew import Channel, Crew
 from layerpack.convert.destination import Destination, sync_directory
 from layerpack.convert.journal import BlobRecord, Journal
+from layerpack.convert.nf4_blocks import useful_workers
+from layerpack.convert.pieces import Piece, PieceMaker
 from layerpack.convert.plan import Action, BlobPlan, ConversionPlan, Item
-from layerpack.convert.quantize import quantize_nf4
+from layerpack.convert.quantize import finish_nf4
 from layerpack.convert.shelf import Shelf
 from layerpack.convert.source import Source
-from layerpack.convert.weights import WeightReader, all_finite, raw_bytes
 from layerpack.formats import nf4
 from layerpack.formats.blob import BlobWriter
-from layerpack.formats.errors import PackError, SourceError
 from layerpack.formats.layout import Nf4Spec
 from layerpack.formats.nf4 import Nf4State
-from layerpack.formats.units import num_elements
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Loaded:
-    """What the reader hands on: a whole weight, a piece of one, or a part of one in NF4."""
-
-    item: Item
-    name: str
-    tensor: torch.Tensor
-    source_bytes: int
+_MAX_BYTES = 2 << 30
+"""Memory of pieces under way: reached only where tensors cannot be cut (GGUF)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,116 +64,90 @@ def run_pipeline(
     since last time, from any thread. Raises the first error of any stage, as it is.
     """
     uses = [blob.source_files for blob in blobs]
-    with Crew() as crew:
-        loaded: Channel[_Loaded] = Channel(crew, 1)
-        encoded: Channel[_Encoded] = Channel(crew, 1)
-        shelf = Shelf(
-            crew, source, uses, undigested, report=report, note_digest=journal.source_digest
-        )
-        reader = _Reader(source, WeightReader(source, plan.storage), shelf, loaded)
-        crew.start("fetch", shelf.fetch_all)
-        crew.start("read", lambda: reader.read(blobs))
-        crew.start("write", lambda: _write(blobs, destination, encoded, journal))
-        _encode(loaded, encoded, device, report)
+    num_workers, num_threads = useful_workers(device), torch.get_num_threads()
+    maker = PieceMaker(source, plan.storage, block_size=plan.quantization.block_size, device=device)
+    try:
+        torch.set_num_threads(1)  # the workers take all cores; a team's waiting would cost one
+        with Crew() as crew:
+            made: Conveyor[Piece] = Conveyor(
+                crew, max_jobs=2 * num_workers + 2, max_bytes=_MAX_BYTES
+            )
+            encoded: Channel[_Encoded] = Channel(crew, 1)
+            shelf = Shelf(
+                crew, source, uses, undigested, report=report, note_digest=journal.source_digest
+            )
+            crew.start("fetch", shelf.fetch_all)
+            crew.start("order", lambda: _order(blobs, shelf, maker, made))
+            for number in range(num_workers):
+                crew.start(f"work-{number}", lambda: _work(made))
+            crew.start("write", lambda: _write(blobs, destination, encoded, journal))
+            _put_together(blobs, made, encoded, shelf, report)
+    finally:
+        torch.set_num_threads(num_threads)
 
 
-class _Reader:
-    """The read thread: waits for a blob's files, then loads its items in file order."""
-
-    def __init__(
-        self, source: Source, weights: WeightReader, shelf: Shelf, loaded: Channel[_Loaded]
-    ) -> None:
-        self._source, self._weights, self._shelf, self._loaded = source, weights, shelf, loaded
-
-    def read(self, blobs: Sequence[BlobPlan]) -> None:
-        for blob in blobs:
-            self._shelf.need(blob.source_files)
-            for item in blob.items:
-                if item.action is Action.QUANTISE:
-                    self._put(item, item.spec.name, self._weights.whole(item), item.source_bytes)
-                elif item.action is Action.COPY:
-                    self._copy(item)
-                else:
-                    self._keep(item)
-            self._shelf.done(blob.source_files)
-        self._loaded.close()
-
-    def _copy(self, item: Item) -> None:
-        elements, passed = num_elements(item.spec.shape), 0
-        for piece in self._weights.pieces(item):
-            before, passed = passed, passed + piece.numel()
-            share = [item.source_bytes * count // max(1, elements) for count in (before, passed)]
-            self._put(item, item.spec.name, piece, share[1] - share[0])
-
-    def _keep(self, item: Item) -> None:
-        for part in item.part_names:
-            stored = item.source + part.removeprefix(item.spec.name)
-            length_bytes = self._source.tensors[stored].length_bytes
-            self._put(item, part, self._source.read(stored), length_bytes)
-
-    def _put(self, item: Item, name: str, tensor: torch.Tensor, source_bytes: int) -> None:
-        self._loaded.put(_Loaded(item=item, name=name, tensor=tensor, source_bytes=source_bytes))
+def _order(
+    blobs: Sequence[BlobPlan], shelf: Shelf, maker: PieceMaker, made: Conveyor[Piece]
+) -> None:
+    """The order thread: asks for a blob's pieces as soon as its files can be read."""
+    for blob in blobs:
+        shelf.need(blob.source_files)
+        for item in blob.items:
+            for task in maker.tasks(item):
+                made.put(partial(maker.make, task), task.cut.memory_bytes)
+    made.close()
 
 
-def _encode(
-    loaded: Channel[_Loaded],
+def _work(made: Conveyor[Piece]) -> None:
+    torch.set_num_threads(1)  # is each thread's own
+    made.work_all()
+
+
+def _put_together(
+    blobs: Sequence[BlobPlan],
+    made: Conveyor[Piece],
     encoded: Channel[_Encoded],
-    device: torch.device,
+    shelf: Shelf,
     report: Callable[[int], None],
 ) -> None:
-    """The calling thread: quantise what is to be quantised, check what is only passed on."""
-    for have in loaded:
-        item, name = have.item, have.name
-        if item.action is Action.QUANTISE:
-            assert isinstance(item.spec, Nf4Spec)
-            weight = quantize_nf4(
-                have.tensor,
-                name=name,
-                block_size=item.spec.block_size,
-                double_quant=item.spec.double_quant,
-                device=device,
-            )
-            for part in item.part_names[:-1]:
-                encoded.put(_Encoded(name=part, data=weight.part(part.removeprefix(name))))
-            encoded.put(_Encoded(name=item.part_names[-1], data=b"", state=weight.state))
-        elif item.action is Action.COPY:
-            if not all_finite(have.tensor):
-                raise SourceError(
-                    f"tensor {item.source} has values that are not finite in {item.dtype}; "
-                    "the checkpoint cannot be converted"
-                )
-            encoded.put(_Encoded(name=name, data=raw_bytes(have.tensor)))
-        else:
-            encoded.put(_kept(have))
-        report(have.source_bytes)
+    """The calling thread: pieces to the writer, and what only a whole weight's absmax can tell."""
+    arriving = iter(made)
+    for blob in blobs:
+        for item in blob.items:
+            absmax = []
+            for piece in _pieces_of_item(arriving):
+                encoded.put(_Encoded(name=piece.name, data=piece.data, state=piece.state))
+                report(piece.source_bytes)
+                if piece.absmax is not None:
+                    absmax.append(piece.absmax)
+            if item.action is Action.QUANTISE:
+                for part in _finished(item, torch.cat(absmax)):
+                    encoded.put(part)
+        shelf.done(blob.source_files)
     encoded.close()
 
 
-def _kept(have: _Loaded) -> _Encoded:
-    """A part of a weight that is NF4 already, checked as far as it decides how it is read back."""
-    spec, name = have.item.spec, have.name
+def _pieces_of_item(arriving: Iterator[Piece]) -> Iterator[Piece]:
+    for piece in arriving:
+        yield piece
+        if piece.ends_item:
+            return
+
+
+def _finished(item: Item, absmax: torch.Tensor) -> Iterator[_Encoded]:
+    """The parts of a quantised weight that follow its codes."""
+    spec = item.spec
     assert isinstance(spec, Nf4Spec)
-    data = raw_bytes(have.tensor)
-    if name.endswith(nf4.STATE):
-        try:
-            state = nf4.decode_state(bytes(data), where=have.item.source)
-        except PackError as reason:
-            raise SourceError(str(reason)) from reason
-        if (state.shape, state.block_size, state.double_quant) != (
-            spec.shape,
-            spec.block_size,
-            spec.double_quant,
-        ):
-            raise SourceError(
-                f"tensor {have.item.source}: its quantisation state does not fit its shape"
-            )
-        return _Encoded(name=name, data=b"", state=state)
-    if name.endswith(nf4.QUANT_MAP) and not name.endswith(nf4.NESTED_QUANT_MAP):
-        if tuple(have.tensor.flatten().tolist()) != nf4.NF4_CODES:
-            raise SourceError(f"tensor {have.item.source}: its 16 values are not those of NF4")
-    elif not all_finite(have.tensor):
-        raise SourceError(f"tensor {have.item.source}: its scales are not finite")
-    return _Encoded(name=name, data=data)
+    weight = finish_nf4(
+        absmax,
+        shape=spec.shape,
+        dtype=item.dtype,
+        block_size=spec.block_size,
+        double_quant=spec.double_quant,
+    )
+    for part in item.part_names[1:-1]:
+        yield _Encoded(name=part, data=weight.part(part.removeprefix(spec.name)))
+    yield _Encoded(name=item.part_names[-1], data=b"", state=weight.state)
 
 
 def _write(

@@ -1,8 +1,4 @@
-"""One safetensors file of a checkpoint: its tensors, or pieces of them, read into memory.
-
-Plain reads rather than a mapping: a cold mapping is read a fault at a time, several times slower,
-and a file that is truncated under a mapping kills the process where a short read is an error.
-"""
+"""One safetensors file of a checkpoint: its tensors, or rows of them, read into memory."""
 
 from __future__ import annotations
 
@@ -11,16 +7,15 @@ from pathlib import Path
 import torch
 
 from layerpack.convert.dtypes import TORCH_DTYPES
+from layerpack.convert.reading import WeightFile
 from layerpack.convert.source import SourceTensor
 from layerpack.formats.errors import SourceError
 from layerpack.formats.header import TensorEntry, read_header
 from layerpack.formats.units import num_elements
 
-_READ_BYTES = 256 << 20  # below Linux' limit of 2 GiB per call
-
 
 class Shard:
-    """An open file, read by one thread at a time. `close` when done."""
+    """An open file; threads may read at the same time. `close` when done."""
 
     def __init__(self, path: Path) -> None:
         """Raises SourceError if the file cannot be opened or its header is not valid."""
@@ -28,10 +23,7 @@ class Shard:
         self.entries: dict[str, TensorEntry] = {
             entry.name: entry for entry in read_header(path, error=SourceError)
         }
-        try:
-            self._file = open(path, "rb", buffering=0)  # noqa: SIM115 - closed by close()
-        except OSError as reason:
-            raise SourceError(f"{path}: cannot be read ({reason.strerror})") from reason
+        self._file = WeightFile(path)
 
     def read(self, name: str, rows: tuple[int, int] | None = None) -> torch.Tensor:
         """Tensor `name`, or its rows [begin, end). Raises SourceError on a short read."""
@@ -44,27 +36,12 @@ class Shard:
         tensor = torch.empty(shape, dtype=TORCH_DTYPES[entry.dtype])
         if num_elements(shape):
             raw = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
-            self._read_into(raw, begin_bytes)
+            self._file.read_into(raw, begin_bytes, what=f"the tensor {name}")
         return tensor
 
     def close(self) -> None:
         """Give the file back. Safe to call twice."""
         self._file.close()
-
-    def _read_into(self, raw: memoryview, offset_bytes: int) -> None:
-        position = 0
-        try:
-            self._file.seek(offset_bytes)
-            while position < raw.nbytes:
-                count = self._file.readinto(raw[position : position + _READ_BYTES])
-                if not count:
-                    raise SourceError(
-                        f"{self.path}: ends at byte {offset_bytes + position}, inside a tensor; "
-                        "it was truncated while it was read"
-                    )
-                position += count
-        except OSError as reason:
-            raise SourceError(f"{self.path}: cannot be read ({reason.strerror})") from reason
 
 
 def source_tensors(file: str, shard: Shard) -> dict[str, SourceTensor]:

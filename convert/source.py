@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,8 @@ class SourceTensor:
     """One tensor of a checkpoint, as `Source.read` will return it.
 
     `dtype` is a safetensors name. `file` is the source file that it lies in, `offset_bytes` and
-    `length_bytes` where in that file (used to order and to weigh the work).
+    `length_bytes` where in that file (used to order and to weigh the work). `whole_only`: some of
+    its rows cost as much as all of them.
     """
 
     name: str
@@ -25,6 +27,7 @@ class SourceTensor:
     file: str
     offset_bytes: int
     length_bytes: int
+    whole_only: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,12 +42,17 @@ class SourceFileFacts:
     identity: str
 
 
+def path_id(path: Path) -> str:
+    """A path as a manifest can hold it: bytes that are not UTF-8 become U+FFFD."""
+    return os.fsencode(path).decode("utf-8", "replace")
+
+
 class Source(Protocol):
     """A checkpoint whose headers have been read and checked, and whose weights have not.
 
     Life of a file: NAMED -fetch-> READABLE -release-> GONE. `fetch` is called from one thread,
-    ahead of need; `read` from another, only between a file's fetch and its release. Opening,
-    fetching and reading raise SourceError (HubError from the Hub).
+    ahead of need; `read` from several others at a time, only between a file's fetch and its
+    release. Opening, fetching and reading raise SourceError (HubError from the Hub).
     """
 
     @property
@@ -74,6 +82,10 @@ class Source(Protocol):
     @property
     def scratch_bytes(self) -> int:
         """Disk space needed beside the pack while converting: 0 if nothing is downloaded."""
+
+    @property
+    def download_bytes(self) -> int:
+        """Bytes of weights that are not on this machine yet."""
 
     @property
     def max_held_files(self) -> int:

@@ -1,8 +1,10 @@
-"""A checkpoint's weights as 16-bit tensors, whole or in pieces, whatever they are stored as."""
+"""A checkpoint's weights as 16-bit tensors, piece by piece, whatever they are stored as."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 
@@ -11,14 +13,30 @@ from layerpack.convert.naming import FP8_SCALE
 from layerpack.convert.plan import Item
 from layerpack.convert.source import Source
 from layerpack.convert.storage import Storage
-from layerpack.formats.units import num_elements
+from layerpack.formats.layout import Nf4Spec
+from layerpack.formats.units import align_up, num_elements
 
 PIECE_BYTES = 8 << 20
 """What a piece of a tensor takes in the source, about; a row is never cut.
 
 Small enough for the allocator to hand the same memory out again: fresh pages cost more than the
-read itself.
+read itself. And for a core's share of the cache to hold it from one step to the next.
 """
+_WHOLE_TIMES = 12
+"""Bytes per element while a tensor that cannot be cut is made: floats, twice, and the result."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cut:
+    """A piece of an item to be read: its rows [begin, end), or None: all of it.
+
+    `source_bytes` is its share of the item's, `memory_bytes` what reading it takes for a while.
+    """
+
+    rows: tuple[int, int] | None
+    source_bytes: int
+    memory_bytes: int
+    is_last: bool
 
 
 class WeightReader:
@@ -27,44 +45,46 @@ class WeightReader:
     def __init__(self, source: Source, storage: Storage) -> None:
         self._source, self._storage = source, storage
 
-    def whole(self, item: Item) -> torch.Tensor:
-        """The tensor in the model's dtype. Takes its size in memory and that of a few pieces."""
+    def cuts(self, item: Item) -> Iterator[Cut]:
+        """The pieces of an item, along its first dimension; all but the last hold whole blocks."""
         stored = self._source.tensors[item.source]
-        dtype = TORCH_DTYPES[item.dtype]
-        if stored.dtype == item.dtype:
-            return self._source.read(item.source)
-        result = torch.empty(stored.shape, dtype=dtype)
-        for first, end in self._cuts(item):
-            result[first:end] = self._rows(item, first, end)
-        return result
-
-    def pieces(self, item: Item) -> Iterator[torch.Tensor]:
-        """The tensor in the model's dtype, cut along its first dimension."""
-        stored = self._source.tensors[item.source]
-        if not stored.shape or not num_elements(stored.shape):
-            yield self._source.read(item.source).to(TORCH_DTYPES[item.dtype])
+        elements = num_elements(stored.shape)
+        if not stored.shape or not elements or stored.whole_only:
+            times = _WHOLE_TIMES if stored.whole_only else 1
+            yield Cut(
+                rows=None,
+                source_bytes=item.source_bytes,
+                memory_bytes=elements * times,
+                is_last=True,
+            )
             return
-        for first, end in self._cuts(item):
-            yield self._rows(item, first, end)
-
-    def _cuts(self, item: Item) -> Iterator[tuple[int, int]]:
-        stored = self._source.tensors[item.source]
-        step = max(1, PIECE_BYTES * stored.shape[0] // max(1, stored.length_bytes))
+        count, row_elements = stored.shape[0], elements // stored.shape[0]
+        unit = 1
+        if isinstance(item.spec, Nf4Spec):
+            unit = item.spec.block_size // math.gcd(item.spec.block_size, row_elements)
         if self._storage.fp8_block:
-            block = self._storage.fp8_block[0]
-            step = max(block, step // block * block)
-        for first in range(0, stored.shape[0], step):
-            yield first, min(first + step, stored.shape[0])
+            unit = math.lcm(unit, self._storage.fp8_block[0])
+        step = align_up(max(1, PIECE_BYTES * count // max(1, stored.length_bytes)), unit)
+        for first in range(0, count, step):
+            end = min(first + step, count)
+            yield Cut(
+                rows=(first, end),
+                source_bytes=item.source_bytes * end // count - item.source_bytes * first // count,
+                memory_bytes=stored.length_bytes // count * (end - first),
+                is_last=end == count,
+            )
 
-    def _rows(self, item: Item, first: int, end: int) -> torch.Tensor:
-        rows = self._source.read(item.source, (first, end))
+    def read(self, item: Item, cut: Cut) -> torch.Tensor:
+        """A piece in the model's dtype. Raises SourceError."""
+        tensor = self._source.read(item.source, cut.rows)
         scale_name = item.source + FP8_SCALE
-        if self._storage.fp8_block and scale_name in self._source.tensors:
+        if cut.rows and self._storage.fp8_block and scale_name in self._source.tensors:
+            first, end = cut.rows
             block, columns = self._storage.fp8_block
             scale = self._source.read(scale_name, (first // block, -(-end // block)))
             scale = scale.float().repeat_interleave(block, 0)[: end - first]
-            rows = rows.float() * scale.repeat_interleave(columns, 1)[:, : rows.shape[1]]
-        return rows.to(TORCH_DTYPES[item.dtype])
+            tensor = tensor.float() * scale.repeat_interleave(columns, 1)[:, : tensor.shape[1]]
+        return tensor.to(TORCH_DTYPES[item.dtype])
 
 
 def all_finite(tensor: torch.Tensor) -> bool:

@@ -34,6 +34,15 @@ class SourceFile:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PackFile:
+    """A small file beside the blobs: config, tokenizer, index. `digest` is `xxh3_128:…`."""
+
+    name: str
+    file_bytes: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
     """Where the weights came from. `kind`: hub, directory or gguf; `revision`: a commit or None."""
 
@@ -115,13 +124,17 @@ class Blob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """All of `layerpack.json`. `blobs` are in the order of use: embedding, layers, head."""
+    """All of `layerpack.json`. `blobs` are in the order of use: embedding, layers, head.
+
+    `files` are all the others that belong to the pack, this one left out.
+    """
 
     producer: str
     source: Source
     model: Model
     quantization: Quantization
     blobs: tuple[Blob, ...]
+    files: tuple[PackFile, ...] = ()
 
     @property
     def embedding(self) -> Blob:

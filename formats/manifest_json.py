@@ -1,10 +1,15 @@
-"""`layerpack.json` to a Manifest and back. Parsing checks everything and reports every problem."""
+"""`layerpack.json` to a Manifest and back. Parsing checks everything and reports every problem.
+
+The document holds a digest of itself: of its bytes without the line that states it.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
+from layerpack.formats.digest import bytes_digest
 from layerpack.formats.errors import PackError, PackVersionError
 from layerpack.formats.header import TensorEntry, is_shape, is_size
 from layerpack.formats.jsontext import dump_json, parse_json
@@ -14,6 +19,7 @@ from layerpack.formats.manifest import (
     Blob,
     Manifest,
     Model,
+    PackFile,
     Quantization,
     Role,
     Source,
@@ -23,44 +29,50 @@ from layerpack.formats.nf4 import NESTED_BLOCK_SIZE, Nf4State, is_finite
 from layerpack.formats.validate import manifest_problems
 
 _SHOWN_PROBLEMS = 3
+# One space of indentation: a key of the document itself, not of an object in it.
+_DIGEST_LINE = re.compile(rb'^ "digest": "(xxh3_128:[0-9a-f]{32})",\n', re.MULTILINE)
 
 
 def dump_manifest(manifest: Manifest) -> bytes:
     """The bytes of `layerpack.json`: same manifest, same bytes."""
-    return dump_json(
-        {
-            "format": "layerpack",
-            "format_version": FORMAT_VERSION,
-            "features": [],
-            "producer": manifest.producer,
-            "source": {
-                "kind": manifest.source.kind,
-                "id": manifest.source.id,
-                "revision": manifest.source.revision,
-                "files": [
-                    {"name": file.name, "size_bytes": file.file_bytes, "digest": file.digest}
-                    for file in manifest.source.files
-                ],
-            },
-            "model": {
-                "architecture": manifest.model.architecture,
-                "layers_path": manifest.model.layers_path,
-                "num_layers": manifest.model.num_layers,
-                "dtype": manifest.model.dtype,
-                "embedding": manifest.model.embedding,
-                "head": manifest.model.head,
-                "num_parameters": manifest.model.num_parameters,
-            },
-            "quantization": {
-                "type": "nf4",
-                "block_size": manifest.quantization.block_size,
-                "double_quant": manifest.quantization.double_quant,
-                "nested_block_size": NESTED_BLOCK_SIZE,
-                "head": manifest.quantization.head,
-            },
-            "blobs": [_blob_fields(blob) for blob in manifest.blobs],
-        }
-    )
+    opening: dict[str, Any] = {
+        "format": "layerpack",
+        "format_version": FORMAT_VERSION,
+        "features": [],
+    }
+    rest = {
+        "producer": manifest.producer,
+        "source": {
+            "kind": manifest.source.kind,
+            "id": manifest.source.id,
+            "revision": manifest.source.revision,
+            "files": [_file_fields(file) for file in manifest.source.files],
+        },
+        "model": {
+            "architecture": manifest.model.architecture,
+            "layers_path": manifest.model.layers_path,
+            "num_layers": manifest.model.num_layers,
+            "dtype": manifest.model.dtype,
+            "embedding": manifest.model.embedding,
+            "head": manifest.model.head,
+            "num_parameters": manifest.model.num_parameters,
+        },
+        "quantization": {
+            "type": "nf4",
+            "block_size": manifest.quantization.block_size,
+            "double_quant": manifest.quantization.double_quant,
+            "nested_block_size": NESTED_BLOCK_SIZE,
+            "head": manifest.quantization.head,
+        },
+        "files": [_file_fields(file) for file in manifest.files],
+        "blobs": [_blob_fields(blob) for blob in manifest.blobs],
+    }
+    digest = bytes_digest(dump_json(opening | rest))
+    return dump_json(opening | {"digest": digest} | rest)
+
+
+def _file_fields(file: SourceFile | PackFile) -> dict[str, Any]:
+    return {"name": file.name, "size_bytes": file.file_bytes, "digest": file.digest}
 
 
 def _blob_fields(blob: Blob) -> dict[str, Any]:
@@ -109,17 +121,26 @@ def parse_manifest(raw: bytes, *, where: str = MANIFEST_NAME) -> Manifest:
     if version > FORMAT_VERSION or features != []:
         raise PackVersionError(
             f"{where}: written in format version {version}"
-            + (f" with {features}" if features != [] else "")
+            + (f" with {features!r:.100}" if features != [] else "")
             + f", this layerpack reads up to {FORMAT_VERSION}; install a newer layerpack"
         )
     reader = _Reader()
     manifest = reader.manifest(document)
-    problems = reader.problems or manifest_problems(manifest)
+    problems = reader.problems or manifest_problems(manifest) or _digest_problems(raw)
     if problems:
         shown = "; ".join(problems[:_SHOWN_PROBLEMS])
         rest = len(problems) - _SHOWN_PROBLEMS
         raise PackError(f"{where}: {shown}" + (f"; and {rest} more problems" if rest > 0 else ""))
     return manifest
+
+
+def _digest_problems(raw: bytes) -> list[str]:
+    found = _DIGEST_LINE.search(raw)
+    if found is None:
+        return ["its own digest is missing; it was changed by hand or damaged"]
+    if bytes_digest(raw[: found.start()] + raw[found.end() :]) != found[1].decode():
+        return ["its content is not what its own digest says; it was changed by hand or damaged"]
+    return []
 
 
 class _Reader:
@@ -145,23 +166,27 @@ class _Reader:
             model=self.model(document.get("model")),
             quantization=self.quantization(document.get("quantization")),
             blobs=tuple(self.blob(blob, f"blobs[{i}].") for i, blob in enumerate(blobs)),
+            files=tuple(PackFile(**fields) for fields in self.files(document, "")),
         )
 
     def source(self, fields: Any) -> Source:
-        files = self.take(fields, "files", _is_list, "source.", [])
         return Source(
             kind=self.take(fields, "kind", _is_text, "source.", ""),
             id=self.take(fields, "id", _is_text, "source.", ""),
             revision=self.take(fields, "revision", _is_text_or_none, "source.", None),
-            files=tuple(
-                SourceFile(
-                    name=self.take(file, "name", _is_text, f"source.files[{i}].", ""),
-                    file_bytes=self.take(file, "size_bytes", is_size, f"source.files[{i}].", 0),
-                    digest=self.take(file, "digest", _is_text, f"source.files[{i}].", ""),
-                )
-                for i, file in enumerate(files)
-            ),
+            files=tuple(SourceFile(**file) for file in self.files(fields, "source.")),
         )
+
+    def files(self, fields: Any, where: str) -> list[dict[str, Any]]:
+        files = self.take(fields, "files", _is_list, where, [])
+        return [
+            {
+                "name": self.take(file, "name", _is_text, f"{where}files[{i}].", ""),
+                "file_bytes": self.take(file, "size_bytes", is_size, f"{where}files[{i}].", 0),
+                "digest": self.take(file, "digest", _is_text, f"{where}files[{i}].", ""),
+            }
+            for i, file in enumerate(files)
+        ]
 
     def model(self, fields: Any) -> Model:
         return Model(
@@ -177,6 +202,7 @@ class _Reader:
     def quantization(self, fields: Any) -> Quantization:
         where = "quantization."
         self.take(fields, "type", lambda value: value == "nf4", where, "")
+        self.take(fields, "nested_block_size", lambda v: v == NESTED_BLOCK_SIZE, where, 0)
         return Quantization(
             block_size=self.take(fields, "block_size", is_size, where, 64),
             double_quant=self.take(fields, "double_quant", _is_bool, where, True),

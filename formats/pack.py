@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,10 @@ from layerpack.formats.errors import PackError
 from layerpack.formats.header import read_header
 from layerpack.formats.manifest import MANIFEST_NAME, Blob, Manifest
 from layerpack.formats.manifest_json import parse_manifest
+from layerpack.formats.units import human_bytes
+
+MAX_MANIFEST_BYTES = 1_000_000_000
+"""Far beyond any model's: 80 layers of seven weights take 0.8 MB."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +63,11 @@ def read_manifest(path: Path) -> Manifest:
     if not path.is_dir():
         raise PackError(f"{path}: no such directory; name one that `layerpack convert` wrote")
     try:
+        found = file.stat()
+        if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_MANIFEST_BYTES:
+            raise PackError(
+                f"{file}: not a file of at most {human_bytes(MAX_MANIFEST_BYTES)}, so no manifest"
+            )
         raw = file.read_bytes()
     except FileNotFoundError:
         raise PackError(

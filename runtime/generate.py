@@ -220,15 +220,23 @@ def _run(
 
     Assisted generation would put prompt and proposals into one pass of any length.
     """
+    from layerpack.runtime.cache import reserved_cache
+
+    cache = reserved_cache(network.config, int(ids.shape[1]) + new_tokens)
     common = {"streamer": sink, **arguments}
     if not proposing or new_tokens == 1:
         network.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=new_tokens, **common
+            ids,
+            attention_mask=torch.ones_like(ids),
+            past_key_values=cache,
+            max_new_tokens=new_tokens,
+            **common,
         )
         return
     begun = network.generate(
         ids,
         attention_mask=torch.ones_like(ids),
+        past_key_values=cache,
         max_new_tokens=1,
         return_dict_in_generate=True,
         **common,

@@ -4,32 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from layerpack.formats.errors import CapacityError, PackError
 from layerpack.formats.manifest import MANIFEST_NAME
-from layerpack.formats.nf4 import SUFFIXES
 from layerpack.formats.pack import Pack
 from layerpack.runtime import measure
-from layerpack.runtime.bind import TORCH_DTYPES, view_tensor
+from layerpack.runtime.bind import TORCH_DTYPES
 from layerpack.runtime.draft import DRAFT_TOKENS, Draft, load_draft
-from layerpack.runtime.ends import EmbeddingRows, SlicedHead, embedding_matrix
+from layerpack.runtime.ends import attach_ends
 from layerpack.runtime.generate import GenerateOptions, Generation, Message, run_generation
-from layerpack.runtime.host import map_bytes
 from layerpack.runtime.linear import bitsandbytes_functional
-from layerpack.runtime.machine import Machine, pick_device
+from layerpack.runtime.machine import Machine, memory_fraction, pick_device
+from layerpack.runtime.memory_errors import memory_errors
 from layerpack.runtime.needs import estimate_needs
+from layerpack.runtime.opening import Opening
 from layerpack.runtime.plan import Limits, Plan, plan, plan_cpu
 from layerpack.runtime.skeleton import build_skeleton, decoder_layers
-from layerpack.runtime.slices import Part, pass_slices
+from layerpack.runtime.slices import pass_slices
 from layerpack.runtime.text_stream import iterate
 from layerpack.runtime.trace import NO_TRACE, Trace
 from layerpack.runtime.weights import Weights
@@ -123,9 +122,9 @@ class Model:
         """
         pack = Pack.open(path)
         device = pick_device(options.device)
-        if device.type == "cuda" and options.limits.vram_bytes is not None:
-            _cap_vram(device, options.limits.vram_bytes)
         with contextlib.ExitStack() as stack:
+            if device.type == "cuda" and options.limits.vram_bytes is not None:
+                stack.enter_context(_capped_vram(device, options.limits.vram_bytes))
             begin_s = time.perf_counter()
             draft = None
             if options.draft is not None:
@@ -136,26 +135,26 @@ class Model:
             planned_s = time.perf_counter()
             # Mapping, registering and loading need no Python to speak of; importing transformers
             # is nothing but Python. Together they take as long as the slower one.
-            with ThreadPoolExecutor(1, thread_name_prefix="layerpack-open") as pool:
-                opening = pool.submit(
-                    Weights,
+            opening = Opening(
+                functools.partial(
+                    _open_weights,
                     pack=pack,
                     plan=chosen,
                     device=device,
+                    options=options,
                     trace=trace,
-                    direct=options.direct,
-                    may_register=options.may_register,
-                    watchdog_s=options.watchdog_s,
                 )
-                try:
-                    network = build_skeleton(pack, device=device, attention=options.attention)
-                    bitsandbytes_functional()  # half a second to seconds of importing
-                    network_s = time.perf_counter()
-                finally:
-                    weights = stack.enter_context(opening.result())
-            loaded_s = time.perf_counter()
-            weights.attach(decoder_layers(network, pack.manifest.model.layers_path))
-            _attach_ends(network, pack, chosen, weights, device)
+            )
+            stack.callback(opening.close)
+            opening.start()
+            with memory_errors("opening the model", chosen):
+                network = build_skeleton(pack, device=device, attention=options.attention)
+                bitsandbytes_functional()  # half a second to seconds of importing
+                network_s = time.perf_counter()
+                weights = opening.result()
+                loaded_s = time.perf_counter()
+                weights.attach(decoder_layers(network, pack.manifest.model.layers_path))
+                attach_ends(network, pack, device, slices=chosen.slices, use=weights.use)
             setup = SetupTimes(
                 draft_s=drafted_s - begin_s,
                 plan_s=planned_s - drafted_s,
@@ -260,18 +259,29 @@ def _with_draft(options: OpenOptions, draft: Draft) -> OpenOptions:
 
 
 def make_plan(pack: Pack, device: torch.device, options: OpenOptions) -> tuple[Machine, Plan]:
-    """Measure the machine (or recall it), decide where slices live. Raises CapacityError."""
-    slices = pass_slices(pack)
+    """Measure the machine (or recall it), decide where slices live.
+
+    Raises CapacityError, StreamError.
+    """
     machine = measure.probe_machine(
-        device, slices, vram_cap_bytes=options.limits.vram_bytes, refresh=options.refresh
+        device,
+        pass_slices(pack),
+        vram_cap_bytes=options.limits.vram_bytes,
+        refresh=options.refresh,
+        watchdog_s=options.watchdog_s,
     )
-    if device.type == "cpu":
-        return machine, plan_cpu(slices, machine=machine, limits=options.limits)
+    return machine, plan_on(machine, pack, options)
+
+
+def plan_on(machine: Machine, pack: Pack, options: OpenOptions) -> Plan:
+    """Where slices live on `machine`, be it here or not. Raises CapacityError, PackError."""
+    slices = pass_slices(pack)
     needs = estimate_needs(
         pack, context_tokens=options.context_tokens, proposed_tokens=options.proposed_tokens
     )
     needs = replace(needs, constant_bytes=needs.constant_bytes + options.extra_vram_bytes)
-    return machine, plan(slices, machine=machine, needs=needs, limits=options.limits)
+    decide = plan_cpu if machine.vram_free_bytes is None else plan
+    return decide(slices, machine=machine, needs=needs, limits=options.limits)
 
 
 def load_tokenizer(path: Path) -> Any:
@@ -280,46 +290,38 @@ def load_tokenizer(path: Path) -> Any:
 
     try:
         return transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    except Exception as reason:  # the tokenizers package raises nothing more specific
+    except Exception as reason:  # damaged files break tokenizers in any way
         raise PackError(f"{path}: has no tokenizer that transformers can load") from reason
 
 
-def _cap_vram(device: torch.device, vram_bytes: int) -> None:
+@contextlib.contextmanager
+def _capped_vram(device: torch.device, vram_bytes: int) -> Iterator[None]:
+    """Hold the whole process to so much VRAM, for the length of the block."""
+    before = memory_fraction(device)
     total = torch.cuda.get_device_properties(device).total_memory
     torch.cuda.set_per_process_memory_fraction(min(1.0, vram_bytes / total), device)
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(before, device)
 
 
-def _attach_ends(
-    network: Any, pack: Pack, chosen: Plan, weights: Weights, device: torch.device
-) -> None:
-    """Embedding rows, sliced lm_head, and the few other weights outside the layers."""
-    model = pack.manifest.model
-    matrix = embedding_matrix(pack)
-    embedding = network.get_input_embeddings()
-    if device.type == "cuda":
-        EmbeddingRows(embedding, matrix, device)
-    else:
-        embedding._parameters["weight"] = nn.Parameter(matrix, requires_grad=False)
-    elsewhere = {model.embedding, model.head}
-    elsewhere |= {model.head + suffix for suffix in SUFFIXES}
-    for blob in (pack.manifest.embedding, pack.manifest.head):
-        for entry in blob.tensors:
-            if entry.name in elsewhere:
-                continue
-            raw = map_bytes(pack.blob_path(blob), entry.offset_bytes, entry.length_bytes)
-            owner, _, leaf = entry.name.rpartition(".")
-            network.get_submodule(owner)._parameters[leaf] = nn.Parameter(
-                view_tensor(raw, entry, entry.offset_bytes).to(device, copy=True),
-                requires_grad=False,
-            )
-    old_head = network.get_output_embeddings()
-    head = SlicedHead(
+def _open_weights(
+    cancelled: threading.Event,
+    *,
+    pack: Pack,
+    plan: Plan,
+    device: torch.device,
+    options: OpenOptions,
+    trace: Trace,
+) -> Weights:
+    return Weights(
         pack=pack,
-        slices=[part for part in chosen.slices if part.part is Part.HEAD],
-        use=weights.use,
-        bias=getattr(old_head, "bias", None),
+        plan=plan,
         device=device,
+        trace=trace,
+        direct=options.direct,
+        may_register=options.may_register,
+        watchdog_s=options.watchdog_s,
+        cancelled=cancelled,
     )
-    for name, module in list(network.named_modules()):
-        if module is old_head:
-            network.set_submodule(name, head)

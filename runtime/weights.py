@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -11,26 +12,34 @@ import torch
 from torch import nn
 
 from layerpack.formats.pack import Pack
+from layerpack.formats.read import Reader, open_reader
 from layerpack.runtime.bind import LayerBinder, PlaceViews, place_views
-from layerpack.runtime.host import HostStore, PinnedBuffers, advise_needed, map_slice
+from layerpack.runtime.host import (
+    HostStore,
+    PinnedBuffers,
+    advise_needed,
+    map_slice,
+    populate,
+)
+from layerpack.runtime.interrupts import deferred_interrupts
 from layerpack.runtime.lane import CudaLane, HostLane, Lane
+from layerpack.runtime.pieces import Piece
 from layerpack.runtime.plan import Plan, Tier
-from layerpack.runtime.read import Reader, open_reader
 from layerpack.runtime.resident import load_resident
-from layerpack.runtime.ring import Piece, ReadRing
+from layerpack.runtime.ring import ReadRing
 from layerpack.runtime.slices import Part
 from layerpack.runtime.stream import WeightStream
 from layerpack.runtime.trace import Trace
 
-READ_THREADS = 16
 _READ_AHEAD_LAYERS = 2
 
 
 class Weights:
     """Slices in their tiers, and the stream of those that move. A context manager.
 
-    `use(index)` lends a slice's bytes on the compute device for the length of a with block;
-    `attach` makes each decoder layer do that around its own forward.
+    Loading stops, with StreamError, once `cancelled` is set. `use(index)` lends a slice's bytes
+    on the compute device for the length of a with block; `attach` makes each decoder layer do
+    that around its own forward.
     """
 
     def __init__(
@@ -43,12 +52,14 @@ class Weights:
         direct: bool | None = None,
         may_register: bool = True,
         watchdog_s: float = 60.0,
+        cancelled: threading.Event | None = None,
     ) -> None:
         self._pack = pack
         self._plan = plan
         self._device = device
         self._trace = trace
         self._watchdog_s = watchdog_s
+        self._cancelled = cancelled or threading.Event()
         self._resident: dict[int, torch.Tensor] = {}
         self._views: dict[tuple[int, Any], PlaceViews] = {}
         self._lane: Lane | None = None
@@ -65,10 +76,19 @@ class Weights:
         host: dict[int, torch.Tensor] = {}
         if on_gpu:
             store = opening.enter_context(HostStore(self._device))
-            store.load(plan.slices_in(Tier.HOST), reader, may_register=may_register)
+            store.load(
+                plan.slices_in(Tier.HOST),
+                reader,
+                may_register=may_register,
+                watchdog_s=self._watchdog_s,
+                cancelled=self._cancelled,
+            )
             host = store.tensors
             self._resident = load_resident(
-                plan.slices_in(Tier.VRAM), self._device, watchdog_s=self._watchdog_s
+                plan.slices_in(Tier.VRAM),
+                self._device,
+                watchdog_s=self._watchdog_s,
+                cancelled=self._cancelled,
             )
         else:
             self._resident = {part.index: map_slice(part) for part in plan.slices_in(Tier.HOST)}
@@ -90,7 +110,7 @@ class Weights:
                 slices=streamed,
                 host=host,
                 lane=self._lane,
-                make_ring=_ring_factory(pinned, reader, self._trace),
+                make_ring=_ring_factory(pinned, reader, plan.read_threads, self._trace),
                 piece_bytes=plan.piece_bytes,
                 watchdog_s=self._watchdog_s,
                 trace=self._trace,
@@ -101,13 +121,15 @@ class Weights:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._views.clear()
-        self._stack.close()
+        with deferred_interrupts():
+            self._views.clear()
+            self._stack.close()
 
     @contextlib.contextmanager
     def use(self, index: int) -> Iterator[torch.Tensor]:
         """The bytes of slice `index` on the compute device, from here to the end of the block."""
         if (resident := self._resident.get(index)) is not None:
+            self._check_mapped(index)
             yield resident
             return
         assert self._stream is not None and self._lane is not None
@@ -144,6 +166,11 @@ class Weights:
             layer.register_forward_pre_hook(self._bind_hook(part.index, part.title, binder))
             layer.register_forward_hook(self._release_hook(part.title))
 
+    def _check_mapped(self, index: int) -> None:
+        """On a CPU: have the bytes of a mapped slice in memory, or raise StreamError."""
+        if self._device.type == "cpu":
+            populate(self._resident[index], self._plan.slices[index].title)
+
     def _ahead_hook(self, index: int) -> Any:
         ahead = [
             self._resident[following]
@@ -154,6 +181,7 @@ class Weights:
         def hook(*_: Any) -> None:
             for tensor in ahead:
                 advise_needed(tensor)
+            self._check_mapped(index)
 
         return hook
 
@@ -177,7 +205,7 @@ class Weights:
         return hook
 
 
-def _ring_factory(pinned: PinnedBuffers, reader: Reader, trace: Trace) -> Any:
+def _ring_factory(pinned: PinnedBuffers, reader: Reader, num_threads: int, trace: Trace) -> Any:
     def on_read(piece: Piece, begin_s: float, end_s: float) -> None:
         trace.read(f"{piece.title}", begin_s, end_s, piece.length_bytes)
 
@@ -186,7 +214,7 @@ def _ring_factory(pinned: PinnedBuffers, reader: Reader, trace: Trace) -> Any:
             buffers=pinned.views,
             reader=reader,
             piece_of=piece_of,
-            num_threads=min(READ_THREADS, len(pinned.tensors)),
+            num_threads=num_threads,
             on_read=on_read if trace.enabled else None,
         )
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from layerpack.convert.journal import BlobRecord, Journal, Progress, read_journal
+from layerpack.convert.journal import BlobRecord, Journal, Progress, _line, read_journal
 from layerpack.formats.nf4 import Nf4State
 
 BLOBS = [
@@ -79,3 +80,31 @@ def test_opening_heals_a_torn_line(tmp_path: Path) -> None:
     with Journal(path, "run", read_journal(path)) as journal:
         journal.blob(BLOBS[3])
     assert read_journal(path).blobs == {blob.file: blob for blob in BLOBS}
+
+
+def test_what_a_run_is_about_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    with Journal(path, "run", Progress(about={"id": "org/name"})) as journal:
+        journal.blob(BLOBS[0])
+    assert read_journal(path).about == {"id": "org/name"}
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        None,
+        [],
+        7,
+        [[8, 96], 64, "BF16"],
+        [[8, 96], 64, 3, None],
+        [[-8], 64, "BF16", None],
+        [[8, 96], "64", "BF16", None],
+        [[8, 96], 64, "BF16", "0.5"],
+        ["8x96", 64, "BF16", None],
+    ],
+)
+def test_a_state_of_another_kind_is_no_blob(state: object, tmp_path: Path) -> None:
+    line = {"run": "run", "blob": "a", "digest": BLOBS[0].digest, "states": {"a.weight": state}}
+    path = tmp_path / "journal"
+    path.write_bytes(_line(line))
+    assert read_journal(path) == Progress(runs=frozenset({"run"}))

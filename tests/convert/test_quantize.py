@@ -91,7 +91,8 @@ def test_quantising_leaves_the_number_of_torch_threads_alone() -> None:
 def test_table_and_search_agree_on_every_16_bit_value_and_around_every_midpoint() -> None:
     every = torch.arange(1 << 16).to(torch.int16).view(torch.bfloat16).float()
     values = torch.tensor(nf4.NF4_CODES)
-    edges = torch.cat([(values[1:] + values[:-1]) / 2, torch.arange(-512, 513) / 512])
+    midpoints, cells = (values[1:] + values[:-1]) / 2, torch.arange(-1024, 1025) / 1024
+    edges = torch.cat([midpoints, cells])
     near = edges.view(torch.int32)[:, None] + torch.arange(-300, 301, dtype=torch.int32)
     scaled = torch.cat([every, near.reshape(-1).view(torch.float32)])
     scaled = scaled[scaled.abs() <= 1 + 1e-6]

@@ -1,0 +1,55 @@
+"""A file of weights, read at any place by several threads at a time.
+
+Plain reads rather than a mapping: a cold mapping is read a fault at a time, several times slower,
+and a file that is truncated under a mapping kills the process where a short read is an error.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+from layerpack.formats.errors import SourceError
+
+_READ_BYTES = 256 << 20  # below Linux' limit of 2 GiB per call
+
+
+class WeightFile:
+    """An open file. `close` when no thread reads any more."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises SourceError if the file cannot be opened."""
+        self.path = path
+        self._lock = threading.Lock()
+        try:
+            self._file = open(path, "rb", buffering=0)  # noqa: SIM115 - closed by close()
+        except OSError as reason:
+            raise SourceError(f"{path}: cannot be read ({reason.strerror})") from reason
+
+    def read_into(self, raw: memoryview, offset_bytes: int, *, what: str) -> None:
+        """Fill `raw` from that place; waits. `what` is for errors. Raises SourceError."""
+        position = 0
+        try:
+            while position < raw.nbytes:
+                part = raw[position : position + _READ_BYTES]
+                count = self._read_once(part, offset_bytes + position)
+                if not count:
+                    raise SourceError(
+                        f"{self.path}: ends at byte {offset_bytes + position}, inside {what}; "
+                        "it was truncated while it was read"
+                    )
+                position += count
+        except OSError as reason:
+            raise SourceError(f"{self.path}: cannot be read ({reason.strerror})") from reason
+
+    def close(self) -> None:
+        """Give the file back. Safe to call twice."""
+        self._file.close()
+
+    def _read_once(self, part: memoryview, offset_bytes: int) -> int:
+        if hasattr(os, "preadv"):
+            return os.preadv(self._file.fileno(), [part], offset_bytes)
+        with self._lock:  # Windows: the place is the file's, not the call's
+            self._file.seek(offset_bytes)
+            return self._file.readinto(part)
