@@ -13,8 +13,14 @@ from layerpack.formats.errors import PromptError
 from layerpack.formats.pack import Pack
 from layerpack.formats.units import human_bytes
 from layerpack.formats.verify import require_intact
-from layerpack.runtime.generate import GenerateOptions, Generation, encode_prompt
+from layerpack.runtime.generate import (
+    GenerateOptions,
+    Generation,
+    encode_prompt,
+    tokens_left,
+)
 from layerpack.runtime.model import Model, OpenOptions, load_tokenizer
+from layerpack.runtime.needs import context_limit
 from layerpack.runtime.plan_text import plan_text
 
 INTERRUPTED = 130
@@ -38,16 +44,25 @@ def run(path: Path, prompt: str, options: dict[str, Any]) -> int:
         prompt_lookup_tokens=options["prompt_lookup"],
         exact=options["exact"],
     )
+    pack = Pack.open(path)
+    limit = context_limit(pack)
+    # The tokenizer says how much context this very run can need: the rest may hold weights.
+    tokenizer = load_tokenizer(pack.path)
+    prompt_tokens = int(encode_prompt(tokenizer, prompt, wanted).shape[1])
+    new_tokens = tokens_left(
+        prompt_tokens, wanted.max_new_tokens, limit=limit, reserved=options["context"]
+    )
     drafting = options["draft"] is not None
     opening = OpenOptions(
         device=options["device"],
         limits=limits_of(options),
-        context_tokens=options["context"] or _context_tokens(path, prompt, wanted),
+        context_tokens=options["context"] or prompt_tokens + new_tokens,
         draft=options["draft"],
         proposed_tokens=options["prompt_lookup"] or (options["draft_tokens"] if drafting else 0),
     )
     started_s = time.perf_counter()
     with Model.open(path, opening) as model:
+        model.tokenizer = tokenizer
         if options["verbose"]:
             click.echo(plan_text(model.plan, model.machine), err=True)
             click.echo(describe_setup(model, started_s - options["began_s"]), err=True)
@@ -55,12 +70,6 @@ def run(path: Path, prompt: str, options: dict[str, Any]) -> int:
         click.echo()
         click.echo(summary(model, result), err=True)
     return INTERRUPTED if result.finish == "interrupted" else 0
-
-
-def _context_tokens(path: Path, prompt: str, wanted: GenerateOptions) -> int:
-    """What this very run can need: the prompt, and the most that may follow."""
-    tokenizer = load_tokenizer(Pack.open(path).path)
-    return int(encode_prompt(tokenizer, prompt, wanted).shape[1]) + wanted.max_new_tokens
 
 
 def describe_setup(model: Model, before_s: float) -> str:

@@ -20,7 +20,7 @@ from layerpack.formats.pack import Pack
 from layerpack.runtime.bind import TORCH_DTYPES, make_state, offset_tensor, view_tensor
 from layerpack.runtime.host import map_bytes, populate
 from layerpack.runtime.linear import bitsandbytes_functional, nf4_linear
-from layerpack.runtime.slices import Slice, head_weight
+from layerpack.runtime.slices import Part, Slice, head_weight
 
 SliceContext = Callable[[int], contextlib.AbstractContextManager[torch.Tensor]]
 """`with use(index) as storage:` the slice's bytes (uint8) on the compute device."""
@@ -151,3 +151,39 @@ def embedding_matrix(pack: Pack) -> torch.Tensor:
     entry = blob.tensor(pack.manifest.model.embedding)
     raw = map_bytes(pack.blob_path(blob), entry.offset_bytes, entry.length_bytes)
     return view_tensor(raw, entry, entry.offset_bytes)
+
+
+def attach_ends(
+    network: Any, pack: Pack, device: torch.device, *, slices: Sequence[Slice], use: SliceContext
+) -> None:
+    """Embedding rows, lm_head by its slices, and the few other weights outside the layers.
+
+    `use` lends the bytes of one of `slices` on `device`.
+    """
+    model = pack.manifest.model
+    matrix = embedding_matrix(pack)
+    embedding = network.get_input_embeddings()
+    EmbeddingRows(embedding, matrix, device)
+    elsewhere = {model.embedding, model.head}
+    elsewhere |= {model.head + suffix for suffix in nf4.SUFFIXES}
+    for blob in (pack.manifest.embedding, pack.manifest.head):
+        for entry in blob.tensors:
+            if entry.name in elsewhere:
+                continue
+            raw = map_bytes(pack.blob_path(blob), entry.offset_bytes, entry.length_bytes)
+            owner, _, leaf = entry.name.rpartition(".")
+            network.get_submodule(owner)._parameters[leaf] = nn.Parameter(
+                view_tensor(raw, entry, entry.offset_bytes).to(device, copy=True),
+                requires_grad=False,
+            )
+    old_head = network.get_output_embeddings()
+    head = SlicedHead(
+        pack=pack,
+        slices=[part for part in slices if part.part is Part.HEAD],
+        use=use,
+        bias=getattr(old_head, "bias", None),
+        device=device,
+    )
+    for name, module in list(network.named_modules()):
+        if module is old_head:
+            network.set_submodule(name, head)

@@ -90,14 +90,23 @@ def run_generation(
     options: GenerateOptions,
     *,
     layers_path: str,
+    reserved_tokens: int | None = None,
     draft: Draft | None = None,
     on_text: Callable[[str], None] | None = None,
 ) -> Generation:
-    """See `Model.generate`; the decoder layers are at `layers_path` of `network`."""
+    """See `Model.generate`; the decoder layers are at `layers_path` of `network`.
+
+    `reserved_tokens` is the most that memory was set aside for, None if it was not.
+    """
     if draft is not None and options.prompt_lookup_tokens is not None and options.draft_tokens:
         raise PromptError("a draft and prompt lookup exclude each other; ask for one of them")
     ids = encode_prompt(tokenizer, prompt, options).to(network.device)
-    new_tokens = _room(network.config, ids.shape[1], options.max_new_tokens)
+    new_tokens = tokens_left(
+        int(ids.shape[1]),
+        options.max_new_tokens,
+        limit=getattr(network.config.get_text_config(), "max_position_embeddings", None),
+        reserved=reserved_tokens,
+    )
     if options.seed is not None:
         torch.manual_seed(options.seed)
     if network.device.type == "cuda":
@@ -126,7 +135,6 @@ def run_generation(
                 "lower --context, or keep fewer layers resident with a lower --vram"
             ) from error
         seconds = time.perf_counter() - begin_s
-    sink.flush()
     if finish == "length" and sink.token_ids and sink.token_ids[-1] in _end_ids(network):
         finish = "stop"
     decode_passes, proposed = count_proposed(passes, int(ids.shape[1]))
@@ -177,15 +185,25 @@ def encode_prompt(
     return torch.as_tensor(encoded["input_ids"])
 
 
-def _room(config: Any, prompt_tokens: int, max_new_tokens: int) -> int:
-    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if limit is None:
-        return max_new_tokens
-    if prompt_tokens >= limit:
+def tokens_left(
+    prompt_tokens: int, max_new_tokens: int, *, limit: int | None, reserved: int | None = None
+) -> int:
+    """How many tokens may follow a prompt: `max_new_tokens`, or fewer at the context's end.
+
+    `limit` is the model's context, `reserved` the tokens that memory was set aside for; None
+    where there is no bound. Raises PromptError if there is room for none.
+    """
+    if limit is not None and prompt_tokens >= limit:
         raise PromptError(
             f"the prompt has {prompt_tokens} tokens, the model's context is {limit}; shorten it"
         )
-    return min(max_new_tokens, int(limit) - prompt_tokens)
+    if reserved is not None and prompt_tokens >= reserved:
+        raise PromptError(
+            f"the prompt has {prompt_tokens} tokens, memory was set aside for {reserved}; "
+            "open the model with a larger context (--context)"
+        )
+    bounds = [bound - prompt_tokens for bound in (limit, reserved) if bound is not None]
+    return min([max_new_tokens, *bounds])
 
 
 def _run(

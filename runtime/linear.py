@@ -7,6 +7,7 @@ output is that of transformers with bitsandbytes.
 from __future__ import annotations
 
 import logging
+import sys
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,10 +19,25 @@ if TYPE_CHECKING:
 
 def bitsandbytes_functional() -> Any:
     """`bitsandbytes.functional`, imported without its notice about an optional CPU kernel."""
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    import bitsandbytes.functional
+    if "bitsandbytes" in sys.modules:
+        import bitsandbytes.functional
 
+        return bitsandbytes.functional
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    # It wraps two fallback kernels, which nothing here uses, with torch.compile. That alone
+    # imports torch's whole compiler, which takes longer than all else of it: seconds.
+    compiler = torch.compile
+    torch.compile = _uncompiled  # type: ignore[assignment]
+    try:
+        import bitsandbytes.functional
+    finally:
+        torch.compile = compiler
     return bitsandbytes.functional
+
+
+def _uncompiled(function: Any = None, **_: Any) -> Any:
+    """torch.compile's two ways of being called, without compiling."""
+    return _uncompiled if function is None else function
 
 
 class Nf4Linear(nn.Module):

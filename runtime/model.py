@@ -6,24 +6,21 @@ import contextlib
 import functools
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from layerpack.formats.errors import CapacityError, PackError
 from layerpack.formats.manifest import MANIFEST_NAME
-from layerpack.formats.nf4 import SUFFIXES
 from layerpack.formats.pack import Pack
 from layerpack.runtime import measure
-from layerpack.runtime.bind import TORCH_DTYPES, view_tensor
+from layerpack.runtime.bind import TORCH_DTYPES
 from layerpack.runtime.draft import DRAFT_TOKENS, Draft, load_draft
-from layerpack.runtime.ends import EmbeddingRows, SliceContext, SlicedHead, embedding_matrix
+from layerpack.runtime.ends import attach_ends
 from layerpack.runtime.generate import GenerateOptions, Generation, Message, run_generation
-from layerpack.runtime.host import map_bytes
 from layerpack.runtime.linear import bitsandbytes_functional
 from layerpack.runtime.machine import Machine, memory_fraction, pick_device
 from layerpack.runtime.memory_errors import memory_errors
@@ -31,7 +28,8 @@ from layerpack.runtime.needs import estimate_needs
 from layerpack.runtime.opening import Opening
 from layerpack.runtime.plan import Limits, Plan, plan, plan_cpu
 from layerpack.runtime.skeleton import build_skeleton, decoder_layers
-from layerpack.runtime.slices import Part, Slice, pass_slices
+from layerpack.runtime.slices import pass_slices
+from layerpack.runtime.text_stream import iterate
 from layerpack.runtime.trace import NO_TRACE, Trace
 from layerpack.runtime.weights import Weights
 
@@ -89,7 +87,8 @@ class Model:
     """A pack that can generate. Make one with `Model.open`, in a with statement.
 
     `network` is transformers' model (its forward, config and generate all work); `plan` says
-    where the weights are; `draft` is what was asked for when opening. One thread at a time.
+    where the weights are; `draft` is what was asked for when opening; `reserved_tokens` is the
+    longest sequence that memory was set aside for, None on a CPU. One thread at a time.
     """
 
     def __init__(
@@ -101,6 +100,7 @@ class Model:
         network: Any,
         setup: SetupTimes,
         draft: Draft | None = None,
+        reserved_tokens: int | None = None,
     ) -> None:
         self.pack = pack
         self.plan = plan
@@ -108,6 +108,7 @@ class Model:
         self.network = network
         self.setup = setup
         self.draft = draft
+        self.reserved_tokens = reserved_tokens
 
     @classmethod
     @contextlib.contextmanager
@@ -170,6 +171,7 @@ class Model:
                 network=network,
                 setup=setup,
                 draft=draft,
+                reserved_tokens=options.context_tokens if device.type == "cuda" else None,
             )
             try:
                 yield model
@@ -186,7 +188,7 @@ class Model:
         prompt: str | Sequence[Message],
         options: GenerateOptions = GenerateOptions(),
         *,
-        on_text: Any = None,
+        on_text: Callable[[str], None] | None = None,
     ) -> Generation:
         """Generate from a prompt (a text, or chat messages); waits.
 
@@ -200,9 +202,27 @@ class Model:
             prompt,
             options,
             layers_path=self.pack.manifest.model.layers_path,
+            reserved_tokens=self.reserved_tokens,
             draft=self.draft,
             on_text=on_text,
         )
+
+    def stream(
+        self, prompt: str | Sequence[Message], options: GenerateOptions = GenerateOptions()
+    ) -> Iterator[str]:
+        """The text piece by piece, each as soon as it is certain; raises what `generate` does.
+
+        Passes run in a thread, one piece ahead at most. A loop left early ends the generation;
+        an iterator that is kept must be closed before the model is.
+        """
+        device = self.network.device
+
+        def run(on_text: Callable[[str], None]) -> None:
+            if device.type == "cuda":
+                torch.cuda.set_device(device)  # each thread has a current device of its own
+            self.generate(prompt, options, on_text=on_text)
+
+        return iterate(run)
 
 
 @contextlib.contextmanager
@@ -305,39 +325,3 @@ def _open_weights(
         watchdog_s=options.watchdog_s,
         cancelled=cancelled,
     )
-
-
-def attach_ends(
-    network: Any, pack: Pack, device: torch.device, *, slices: Sequence[Slice], use: SliceContext
-) -> None:
-    """Embedding rows, lm_head by its slices, and the few other weights outside the layers.
-
-    `use` lends the bytes of one of `slices` on `device`.
-    """
-    model = pack.manifest.model
-    matrix = embedding_matrix(pack)
-    embedding = network.get_input_embeddings()
-    EmbeddingRows(embedding, matrix, device)
-    elsewhere = {model.embedding, model.head}
-    elsewhere |= {model.head + suffix for suffix in SUFFIXES}
-    for blob in (pack.manifest.embedding, pack.manifest.head):
-        for entry in blob.tensors:
-            if entry.name in elsewhere:
-                continue
-            raw = map_bytes(pack.blob_path(blob), entry.offset_bytes, entry.length_bytes)
-            owner, _, leaf = entry.name.rpartition(".")
-            network.get_submodule(owner)._parameters[leaf] = nn.Parameter(
-                view_tensor(raw, entry, entry.offset_bytes).to(device, copy=True),
-                requires_grad=False,
-            )
-    old_head = network.get_output_embeddings()
-    head = SlicedHead(
-        pack=pack,
-        slices=[part for part in slices if part.part is Part.HEAD],
-        use=use,
-        bias=getattr(old_head, "bias", None),
-        device=device,
-    )
-    for name, module in list(network.named_modules()):
-        if module is old_head:
-            network.set_submodule(name, head)

@@ -55,6 +55,11 @@ def estimate_needs(
     )
 
 
+def context_limit(pack: Pack) -> int | None:
+    """The most tokens, prompt included, that the model was made for; None if not stated."""
+    return _number(_text_config(pack), "max_position_embeddings", "n_positions") or None
+
+
 def _text_config(pack: Pack) -> dict[str, Any]:
     path = pack.path / "config.json"
     try:

@@ -11,7 +11,8 @@ import torch
 class TextSink:
     """transformers' streamer protocol: collects ids, and hands on text that cannot change any more.
 
-    A token may hold part of a character: text that ends in a replacement character is held back.
+    A token may hold part of a character; what is not yet a whole one is held back, and left out at
+    the end of it all.
     """
 
     def __init__(self, tokenizer: Any, on_text: Callable[[str], None] | None) -> None:
@@ -23,13 +24,12 @@ class TextSink:
 
     @property
     def text(self) -> str:
-        """All text so far."""
+        """All whole characters so far."""
         # Without the clean-up of spaces, which would change text that was handed on already.
-        return str(
-            self._tokenizer.decode(
-                self.token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
-            )
+        text = self._tokenizer.decode(
+            self.token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
+        return str(text).rstrip("\ufffd")
 
     def expect_prompt(self) -> None:
         """What `put` gets next are known ids again, as at the start of each generation."""
@@ -41,21 +41,12 @@ class TextSink:
             self._prompt_seen = True
             return
         self.token_ids += value.reshape(-1).tolist()
-        if self._on_text is not None:
-            text = self.text
-            if not text.endswith("\ufffd"):
-                self._send(text)
+        if self._on_text is None:
+            return
+        text = self.text
+        if len(text) > self._sent:
+            piece, self._sent = text[self._sent :], len(text)
+            self._on_text(piece)
 
     def end(self) -> None:
         """Called when generation is over."""
-
-    def flush(self) -> None:
-        """Hand on what was held back."""
-        if self._on_text is not None:
-            self._send(self.text)
-
-    def _send(self, text: str) -> None:
-        if len(text) > self._sent:
-            assert self._on_text is not None
-            self._on_text(text[self._sent :])
-            self._sent = len(text)
