@@ -6,7 +6,6 @@ import multiprocessing
 import random
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +86,8 @@ def test_kill_at_random_moments(source: Path, tmp_path: Path) -> None:
             continue
         killed_at_work += 1
         before = stamps(target)
-        finished = {f.name for f in (partial_of(target) / "pack").glob("*.safetensors")}
-        lost.append(len(finished - before.keys()))
+        begun = (partial_of(target) / "pack").glob("*.safetensors*")
+        lost.append(len({f.name.removesuffix(".partial") for f in begun} - before.keys()))
         again = start()
         again.join()
         assert again.exitcode == 0
@@ -213,19 +212,6 @@ def test_two_conversions_to_one_target(source: Path, tmp_path: Path) -> None:
     assert seen and (tmp_path / "out").is_dir()
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    path = tmp_path / "disk"
-    path.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(path)]
-    try:
-        subprocess.run(mount, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("needs the right to mount a tmpfs")
-    yield path
-    subprocess.run(["umount", str(path)], check=True)
-
-
 def test_a_disk_that_fills_up_at_ten_moments(
     source: Path, tmp_path: Path, small_disk: Path
 ) -> None:
@@ -244,7 +230,7 @@ def test_a_disk_that_fills_up_at_ten_moments(
                 except OSError:
                     pass
 
-        with pytest.raises(DiskFullError, match=r"(still to be written|to be written).*free"):
+        with pytest.raises(DiskFullError, match=r"to be written .*B are free; make room for .*B"):
             convert(str(source), out, None, progress)
         full += 1
         assert not out.exists()
