@@ -71,6 +71,7 @@ def convert(
                 announce(work)
             destination.check_space(pack_bytes=work.pack_bytes, scratch_bytes=work.scratch_bytes)
             with Journal(destination.journal, run, done) as journal:
+                destination.sync_names()
                 _write_blobs(plan, work, opened, destination, journal, device, progress)
             files = _write_small_files(plan, opened, destination)
             manifest = make_manifest(plan, done, opened, files)

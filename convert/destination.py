@@ -108,6 +108,11 @@ class Destination:
             "same command again, it goes on from here"
         )
 
+    def sync_names(self) -> None:
+        """Bring the journal's name, and the way to it, to the disk: a line is no use without."""
+        for directory in (self.partial, self.out.parent):
+            sync_directory(directory)
+
     def write_file(self, name: str, data: bytes) -> None:
         """One small file of the pack, whole or not there, on the disk when this returns."""
         temporary = self.pack / (name + ".partial")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import random
 import subprocess
 import time
@@ -13,7 +14,7 @@ import pytest
 from packs import differing
 
 from layerpack.convert import ConvertOptions, convert
-from layerpack.convert.journal import read_journal
+from layerpack.convert.journal import BlobRecord, Journal, read_journal
 from layerpack.formats.errors import DiskFullError, TargetError
 
 KILLS = 25
@@ -98,6 +99,50 @@ def test_kill_at_random_moments(source: Path, tmp_path: Path) -> None:
         assert not partial_of(target).exists()
     assert max(lost) <= 1
     assert killed_at_work >= KILLS // 2
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="asks Linux which file is synced")
+def test_everything_is_on_the_disk_before_the_journal_says_so(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What power loss may undo, in the order in which it could not any more."""
+    events: list[tuple[str, str]] = []
+    fsync, rename, note = os.fsync, os.rename, Journal.blob
+
+    def synced(handle: int) -> None:
+        fsync(handle)
+        events.append(("synced", os.readlink(f"/proc/self/fd/{handle}")))
+
+    def renamed(old: Any, new: Any) -> None:
+        rename(old, new)
+        events.append(("renamed", str(new)))
+
+    def noted(self: Journal, record: BlobRecord) -> None:
+        events.append(("to be noted", record.file))
+        note(self, record)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "rename", renamed)
+    monkeypatch.setattr(Journal, "blob", noted)
+    convert(str(source), tmp_path / "out")
+    partial = partial_of(tmp_path / "out")
+    blobs = [name for what, name in events if what == "to be noted"]
+    assert len(blobs) == 12
+    for name in blobs:
+        path = str(partial / "pack" / name)
+        here = [event for event in events if event[1] in (path, f"{path}.partial", name)]
+        assert [what for what, _ in here] == ["synced", "renamed", "to be noted"]
+        between = events[events.index(("renamed", path)) : events.index(("to be noted", name))]
+        assert ("synced", str(partial / "pack")) in between
+    first = events.index(("to be noted", blobs[0]))
+    assert ("synced", str(partial)) in events[:first]
+    assert ("synced", str(tmp_path)) in events[:first]
+    after = events[events.index(("renamed", str(tmp_path / "out"))) - 1 :]
+    assert [name for _, name in after] == [
+        str(partial / "pack"),
+        str(tmp_path / "out"),
+        str(tmp_path),
+    ]
 
 
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 0.9])
