@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from layerpack.formats.digest import bytes_digest, is_digest
+from layerpack.formats.frame_table import FrameTable
 from layerpack.formats.jsontext import parse_json
 from layerpack.formats.nf4 import Nf4State
 
@@ -24,11 +25,15 @@ JOURNAL_NAME = "journal"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlobRecord:
-    """A blob that is whole and on the disk, and the state of each NF4 weight in it."""
+    """A blob that is whole and on the disk, and the state of each NF4 weight in it.
+
+    `frames` is set if it is compressed.
+    """
 
     file: str
     digest: str
     states: dict[str, Nf4State]
+    frames: FrameTable | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,8 +139,20 @@ def _blob_line(run: str, record: BlobRecord) -> bytes:
                 name: [list(state.shape), state.block_size, state.dtype, state.nested_offset]
                 for name, state in record.states.items()
             },
+            "frames": record.frames and _frame_fields(record.frames),
         }
     )
+
+
+def _frame_fields(table: FrameTable) -> dict[str, Any]:
+    return {
+        "first_bytes": table.first_bytes,
+        "frame_bytes": table.frame_bytes,
+        "raw_bytes": table.raw_bytes,
+        "raw_digest": table.raw_digest,
+        "stored_bytes": [frame.stored_bytes for frame in table.frames],
+        "coding": "".join(frame.coding.value for frame in table.frames),
+    }
 
 
 def _parse_line(line: bytes) -> dict[str, Any] | None:
@@ -162,4 +179,5 @@ def _blob_record(fields: Mapping[str, Any]) -> BlobRecord | None:
             )
             for name, (shape, block_size, dtype, offset) in states.items()
         },
+        frames=FrameTable.build(**frames) if (frames := fields.get("frames")) else None,
     )

@@ -76,7 +76,8 @@ def run_pipeline(
         reader = _Reader(source, WeightReader(source, plan.storage), shelf, loaded)
         crew.start("fetch", shelf.fetch_all)
         crew.start("read", lambda: reader.read(blobs))
-        crew.start("write", lambda: _write(blobs, destination, encoded, journal))
+        level = None if plan.compression is None else plan.compression.level
+        crew.start("write", lambda: _write(blobs, destination, encoded, journal, level))
         _encode(loaded, encoded, device, report)
 
 
@@ -184,13 +185,15 @@ def _write(
     destination: Destination,
     encoded: Channel[_Encoded],
     journal: Journal,
+    zstd_level: int | None,
 ) -> None:
     """The write thread: one blob after the other, each in the journal once it is on the disk."""
     arriving = iter(encoded)
     for blob in blobs:
         lengths = {entry.name: entry.length_bytes for entry in blob.layout.tensors}
         states: dict[str, Nf4State] = {}
-        with BlobWriter(destination.pack / blob.file, blob.layout) as writer:
+        path = destination.pack / blob.file
+        with BlobWriter(path, blob.layout, zstd_level=zstd_level) as writer:
             left_bytes = blob.layout.file_bytes - blob.layout.data_start_bytes
             while left_bytes:
                 have = next(arriving)
@@ -202,4 +205,6 @@ def _write(
                 left_bytes -= memoryview(data).nbytes
         assert writer.digest is not None
         sync_directory(destination.pack)
-        journal.blob(BlobRecord(file=blob.file, digest=writer.digest, states=states))
+        journal.blob(
+            BlobRecord(file=blob.file, digest=writer.digest, states=states, frames=writer.frames)
+        )
