@@ -28,6 +28,7 @@ from layerpack.runtime.slices import Slice
 _REGISTER_DEFAULT, _REGISTER_READ_ONLY = 0, 8
 _MADV_WILLNEED, _MADV_POPULATE_READ = 3, 22
 _COPY_BYTES = 64 * MIB
+_DECODE_THREADS = 8
 
 
 def map_slice(part: Slice) -> torch.Tensor:
@@ -106,7 +107,7 @@ class HostStore:
     """Slices held in host memory for the device to copy from. A context manager.
 
     After `load`, `tensors[index]` is the slice's bytes. `copied_bytes` counts what had to be
-    copied to pinned memory because its mapping could not be registered.
+    copied to pinned memory: its mapping could not be registered, or it is compressed.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -114,15 +115,30 @@ class HostStore:
         self._registered: list[int] = []
         self._copies: list[PinnedBuffers] = []
         self.tensors: dict[int, torch.Tensor] = {}
-        self.copied_bytes = 0
+
+    @property
+    def copied_bytes(self) -> int:
+        """Bytes in pinned memory of our own."""
+        return sum(tensor.numel() for pinned in self._copies for tensor in pinned.tensors)
 
     def load(self, slices: Iterable[Slice], reader: Reader, *, may_register: bool = True) -> None:
-        """Map and register each slice, or copy it; blocks. Raises StreamError, CapacityError."""
+        """Map and register each slice, or copy it; blocks. Raises StreamError, CapacityError.
+
+        Compressed slices are decoded into pinned memory: there is no file to map.
+        """
+        slices = tuple(slices)
+        plain = [part for part in slices if part.frames is None]
+        framed = [part for part in slices if part.frames is not None]
         with ThreadPoolExecutor(4, thread_name_prefix="layerpack-map") as pool:
-            for part, mapped in pool.map(self._populated, slices):
+            for part, mapped in pool.map(self._populated, plain):
                 # Refused once, refused always: do not ask 80 times.
                 may_register = may_register and self._register(mapped)
                 self.tensors[part.index] = mapped if may_register else self._copy(part, reader)
+        with ThreadPoolExecutor(_DECODE_THREADS, thread_name_prefix="layerpack-decode") as pool:
+            copies = pool.map(lambda part: self._copy(part, reader), framed)
+            self.tensors |= {
+                part.index: tensor for part, tensor in zip(framed, copies, strict=True)
+            }
 
     @staticmethod
     def _populated(part: Slice) -> tuple[Slice, torch.Tensor]:
@@ -143,7 +159,6 @@ class HostStore:
         for begin in range(0, part.length_bytes, _COPY_BYTES):
             length = min(_COPY_BYTES, part.length_bytes - begin)
             reader.read(part.path, part.offset_bytes + begin, length, view[begin:])
-        self.copied_bytes += part.length_bytes
         return pinned.tensors[0][: part.length_bytes]
 
     def __enter__(self) -> HostStore:

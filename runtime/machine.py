@@ -20,7 +20,8 @@ _UNLIMITED = 1 << 60
 class Machine:
     """Facts for the planner. Bandwidths in GB/s (1e9 bytes); 0 where there is no such link.
 
-    `vram_free_bytes` is what this process may still allocate; None on a CPU.
+    `vram_free_bytes` is what this process may still allocate; None on a CPU. `decode_gb_s` counts
+    the bytes that come out when all reader threads decompress; 0 where the pack is plain.
     """
 
     device: str
@@ -28,6 +29,7 @@ class Machine:
     host_free_bytes: int
     link_gb_s: float
     disk_gb_s: float
+    decode_gb_s: float = 0.0
 
 
 def pick_device(wanted: str) -> torch.device:

@@ -21,6 +21,7 @@ import torch
 from layerpack.formats.errors import StreamError
 from layerpack.formats.read import open_reader
 from layerpack.formats.units import MIB
+from layerpack.runtime.decode_speed import measure_decode
 from layerpack.runtime.host import PinnedBuffers
 from layerpack.runtime.machine import Machine, host_free_bytes, vram_free_bytes
 from layerpack.runtime.slices import Slice
@@ -48,6 +49,13 @@ def probe_machine(
         measured[link_key] = measure_link(device)
     if disk_key not in measured:
         measured[disk_key] = measure_disk(slices)
+    decode_gb_s = 0.0
+    if (table := slices[0].frames) is not None:
+        # Another pack may decode at another speed, and another container may have other cores.
+        decode_key = f"decode {os.cpu_count()} cores {table.raw_digest}"
+        if decode_key not in measured:
+            measured[decode_key] = measure_decode(slices)
+        decode_gb_s = measured[decode_key]
     if measured != known:
         _store(measured)
     return Machine(
@@ -56,6 +64,7 @@ def probe_machine(
         host_free_bytes=host_free_bytes(),
         link_gb_s=measured.get(link_key, 0.0),
         disk_gb_s=measured[disk_key],
+        decode_gb_s=decode_gb_s,
     )
 
 
@@ -88,7 +97,7 @@ def measure_disk(
     Where direct reads are not possible the page cache takes part, and the figure is an upper one.
     """
     reader = open_reader(slices[0].path)
-    pieces = iter([piece for part in slices for piece in split(part, piece_bytes)])
+    pieces = iter([piece for part in slices for piece in split(part.stored, piece_bytes)])
     buffers = PinnedBuffers(count=num_threads, each_bytes=piece_bytes, device=torch.device("cpu"))
     done_bytes = [0] * num_threads
     errors: list[StreamError] = []

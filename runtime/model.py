@@ -21,13 +21,13 @@ from layerpack.runtime import measure
 from layerpack.runtime.bind import view_tensor
 from layerpack.runtime.ends import EmbeddingRows, SlicedHead, embedding_matrix
 from layerpack.runtime.generate import GenerateOptions, Generation, Message, run_generation
-from layerpack.runtime.host import map_bytes
 from layerpack.runtime.linear import bitsandbytes_functional
 from layerpack.runtime.machine import Machine, pick_device
 from layerpack.runtime.needs import estimate_needs
 from layerpack.runtime.plan import Limits, Plan, plan, plan_cpu
 from layerpack.runtime.skeleton import build_skeleton, decoder_layers
 from layerpack.runtime.slices import Part, pass_slices
+from layerpack.runtime.stored import tensor_bytes
 from layerpack.runtime.trace import NO_TRACE, Trace
 from layerpack.runtime.weights import Weights
 
@@ -195,19 +195,19 @@ def _attach_ends(
 ) -> None:
     """Embedding rows, sliced lm_head, and the few other weights outside the layers."""
     model = pack.manifest.model
-    matrix = embedding_matrix(pack)
+    matrix = embedding_matrix(pack, weights.reader)
     embedding = network.get_input_embeddings()
-    if device.type == "cuda":
-        EmbeddingRows(embedding, matrix, device)
-    else:
+    if device.type == "cpu" and isinstance(matrix, torch.Tensor):
         embedding._parameters["weight"] = nn.Parameter(matrix, requires_grad=False)
+    else:
+        EmbeddingRows(embedding, matrix, device)
     elsewhere = {model.embedding, model.head}
     elsewhere |= {model.head + suffix for suffix in SUFFIXES}
     for blob in (pack.manifest.embedding, pack.manifest.head):
         for entry in blob.tensors:
             if entry.name in elsewhere:
                 continue
-            raw = map_bytes(pack.blob_path(blob), entry.offset_bytes, entry.length_bytes)
+            raw = tensor_bytes(pack, blob, entry)
             owner, _, leaf = entry.name.rpartition(".")
             network.get_submodule(owner)._parameters[leaf] = nn.Parameter(
                 view_tensor(raw, entry, entry.offset_bytes).to(device, copy=True),

@@ -13,11 +13,13 @@ from enum import Enum
 
 from layerpack.formats.errors import CapacityError
 from layerpack.formats.units import MIB, human_bytes
+from layerpack.runtime.compression import CompressionEffect, compression_effect
 from layerpack.runtime.machine import Machine
 from layerpack.runtime.slices import Slice
 
 PIECE_BYTES = 16 * MIB
 RING_BYTES = 512 * MIB
+_OWN_MEMORY_MARGIN = 0.1
 _MARGIN = 0.04  # of VRAM: the allocator's rounding and what kernels ask for on the side
 
 
@@ -69,7 +71,7 @@ class Plan:
     """`tiers[i]` is where slice i lives. Times are predictions for one pass, in seconds.
 
     `streamed_bytes` pass through the device's slots in each pass; `num_pieces` buffers of
-    `piece_bytes` are between the disk and the slots.
+    `piece_bytes` are between the disk and the slots. `compression` is set for a compressed pack.
     """
 
     slices: tuple[Slice, ...]
@@ -83,11 +85,17 @@ class Plan:
     streamed_bytes: int
     link_s: float
     disk_s: float
+    compression: CompressionEffect | None = None
+
+    @property
+    def decode_s(self) -> float:
+        """Time to decompress what comes from disk."""
+        return 0.0 if self.compression is None else self.compression.decode_s
 
     @property
     def pass_s(self) -> float:
-        """The slowest link's time."""
-        return max(self.link_s, self.disk_s)
+        """The time of what is slowest: link, disk or decompressing."""
+        return max(self.link_s, self.disk_s, self.decode_s)
 
     def bytes_in(self, tier: Tier) -> int:
         """Weights that live in `tier`."""
@@ -111,7 +119,7 @@ def plan_cpu(slices: Sequence[Slice], *, machine: Machine, limits: Limits = Limi
     """
     slices = tuple(slices)
     slot_bytes = max(part.slot_bytes for part in slices)
-    budget = machine.host_free_bytes - RING_BYTES - 2 * slot_bytes
+    budget = _host_budget(slices, machine) - 2 * slot_bytes
     if limits.ram_bytes is not None:
         budget = min(budget, limits.ram_bytes)
     in_host = _fill(slices, budget, limits.host_slices, "host memory")
@@ -135,7 +143,7 @@ def plan(
     num_slots = _fitting_slots(available - fixed, slot_bytes, limits.num_slots, needs, available)
     in_vram = _fill(slices, available - fixed - num_slots * slot_bytes, limits.vram_slices, "VRAM")
     rest = [part for part in slices if part.index not in in_vram]
-    host_budget = machine.host_free_bytes - RING_BYTES
+    host_budget = _host_budget(slices, machine)
     if limits.ram_bytes is not None:
         host_budget = min(host_budget, limits.ram_bytes)
     in_host = _fill(rest, host_budget, limits.host_slices, "host memory")
@@ -144,6 +152,13 @@ def plan(
         for part in slices
     )
     return _plan(slices, tiers, num_slots, machine, needs, available)
+
+
+def _host_budget(slices: tuple[Slice, ...], machine: Machine) -> int:
+    """Bytes for the host tier. A compressed pack's is memory of its own, not the page cache, which
+    would give way to others: some is left for them."""
+    budget = machine.host_free_bytes - RING_BYTES
+    return budget if slices[0].frames is None else int(budget * (1 - _OWN_MEMORY_MARGIN))
 
 
 def _plan(
@@ -159,6 +174,10 @@ def _plan(
     disk_bytes = sum(length for length, where in lengths if where is Tier.DISK)
     host_bytes = sum(length for length, where in lengths if where is Tier.HOST)
     moved_bytes = disk_bytes + (host_bytes if on_gpu else 0)
+    link_s = moved_bytes / (machine.link_gb_s * 1e9) if machine.link_gb_s else 0.0
+    on_disk = [part for part, where in zip(slices, tiers, strict=True) if where is Tier.DISK]
+    compression = compression_effect(on_disk, machine, link_s) if slices[0].frames else None
+    plain_disk_s = disk_bytes / (machine.disk_gb_s * 1e9) if machine.disk_gb_s else 0.0
     slot_bytes = max(part.slot_bytes for part in slices)
     piece_bytes = min(PIECE_BYTES, slot_bytes)
     return Plan(
@@ -171,8 +190,9 @@ def _plan(
         needs=needs,
         vram_bytes=vram_bytes,
         streamed_bytes=moved_bytes,
-        link_s=moved_bytes / (machine.link_gb_s * 1e9) if machine.link_gb_s else 0.0,
-        disk_s=disk_bytes / (machine.disk_gb_s * 1e9) if machine.disk_gb_s else 0.0,
+        link_s=link_s,
+        disk_s=plain_disk_s if compression is None else compression.disk_s,
+        compression=compression,
     )
 
 

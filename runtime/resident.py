@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from layerpack.formats.read import BufferedReader
+from layerpack.formats.read import Reader
 from layerpack.runtime.host import PinnedBuffers
 from layerpack.runtime.ring import ReadRing
 from layerpack.runtime.slices import Slice
@@ -16,11 +16,11 @@ _PIECE_BYTES, _NUM_BUFFERS, _NUM_THREADS = 16 << 20, 12, 8
 
 
 def load_resident(
-    slices: Sequence[Slice], device: torch.device, *, watchdog_s: float
+    slices: Sequence[Slice], reader: Reader, device: torch.device, *, watchdog_s: float
 ) -> dict[int, torch.Tensor]:
     """Each slice's bytes (uint8) on `device`, by index; blocks. Raises StreamError.
 
-    Read through the page cache: a pack that was just used or written is still there.
+    `reader` had better go through the page cache: a pack that was just used or written is there.
     """
     pieces = [(part, piece) for part in slices for piece in split(part, _PIECE_BYTES)]
     if not pieces:
@@ -30,7 +30,6 @@ def load_resident(
         for part in slices
     }
     buffers = PinnedBuffers(count=_NUM_BUFFERS, each_bytes=_PIECE_BYTES, device=device)
-    reader = BufferedReader()
     # Readers run ahead of the last piece: they may read a few pieces again, never past the list.
     ring = ReadRing(
         buffers=buffers.views,
@@ -52,7 +51,6 @@ def load_resident(
         ring.stop()
         _CurrentStream(device).wait()
         buffers.close()
-        reader.close()
     return tensors
 
 

@@ -12,6 +12,7 @@ it for the interpreter.
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -216,14 +217,17 @@ class WeightStream:
 
 
 def split(part: Slice, piece_bytes: int) -> tuple[Piece, ...]:
-    """The slice as pieces of at most `piece_bytes`, in file order."""
+    """The slice as pieces of at most `piece_bytes`, in file order.
+
+    In a compressed file they end where a frame does, wherever the slice begins, so that no frame
+    is decoded twice within a slice.
+    """
     end = part.offset_bytes + part.length_bytes
+    base = part.offset_bytes if part.frames is None else part.frames.first_bytes
+    cuts = [part.offset_bytes]
+    while cuts[-1] < end:
+        cuts.append(min(base + ((cuts[-1] - base) // piece_bytes + 1) * piece_bytes, end))
     return tuple(
-        Piece(
-            path=part.path,
-            offset_bytes=offset,
-            length_bytes=min(piece_bytes, end - offset),
-            title=part.title,
-        )
-        for offset in range(part.offset_bytes, end, piece_bytes)
+        Piece(path=part.path, offset_bytes=begin, length_bytes=after - begin, title=part.title)
+        for begin, after in itertools.pairwise(cuts)
     )
