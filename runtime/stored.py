@@ -61,7 +61,8 @@ class FramedMatrix:
 
     A pass needs few rows of an embedding of gigabytes, so frames are decoded as they are needed (a
     few milliseconds each) and the last of them kept, 64 MiB in all: common tokens come again and
-    again. Decoding all of it once would take from a laptop memory that whole layers could have.
+    again, and the page cache holds what was read before. Decoding all of it once would take from a
+    laptop memory that whole layers could have.
     """
 
     def __init__(self, path: Path, table: FrameTable, entry: TensorEntry, reader: Reader) -> None:

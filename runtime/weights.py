@@ -33,7 +33,7 @@ class Weights:
 
     `use(index)` lends a slice's bytes on the compute device for the length of a with block;
     `attach` makes each decoder layer do that around its own forward. `reader` reads raw bytes of
-    any blob, until the end.
+    any blob through the page cache, until the end.
     """
 
     def __init__(
@@ -65,16 +65,15 @@ class Weights:
         plan, on_gpu = self._plan, self._device.type == "cuda"
         reader = raw_reader(self._pack, open_reader(plan.slices[0].path, direct=direct))
         opening.callback(reader.close)
-        self.reader = reader
+        self.reader = raw_reader(self._pack, BufferedReader())
+        opening.callback(self.reader.close)
         host: dict[int, torch.Tensor] = {}
         if on_gpu:
             store = opening.enter_context(HostStore(self._device))
             store.load(plan.slices_in(Tier.HOST), reader, may_register=may_register)
             host = store.tensors
-            cached = raw_reader(self._pack, BufferedReader())
-            opening.callback(cached.close)
             self._resident = load_resident(
-                plan.slices_in(Tier.VRAM), cached, self._device, watchdog_s=self._watchdog_s
+                plan.slices_in(Tier.VRAM), self.reader, self._device, watchdog_s=self._watchdog_s
             )
         else:
             self._resident = slices_in_memory(plan.slices_in(Tier.HOST), reader)
