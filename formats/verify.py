@@ -23,7 +23,7 @@ from layerpack.formats.units import MIB, align_up
 
 NEEDED_FILES = ("config.json", "model.safetensors.index.json")
 """What no pack is without, whether its manifest lists them or not."""
-_THREADS, _PIECE_BYTES = 8, 8 * MIB
+_THREADS, _PIECE_BYTES = 8, 16 * MIB
 _SHOWN = 3
 
 
