@@ -107,10 +107,11 @@ def make_manifest(
                 role=blob.role,
                 layer=blob.layer,
                 file=blob.file,
-                file_bytes=blob.layout.file_bytes,
+                file_bytes=(record.frames or blob.layout).file_bytes,
                 digest=record.digest,
                 tensors=blob.layout.tensors,
                 nf4=record.states,
+                frames=record.frames,
             )
         )
     return pack.Manifest(
@@ -140,6 +141,7 @@ def make_manifest(
         quantization=plan.quantization,
         blobs=tuple(blobs),
         files=tuple(files),
+        compression=plan.compression,
     )
 
 

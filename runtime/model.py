@@ -18,12 +18,12 @@ from layerpack.formats.errors import CapacityError, PackError
 from layerpack.formats.manifest import MANIFEST_NAME
 from layerpack.formats.nf4 import SUFFIXES
 from layerpack.formats.pack import Pack
+from layerpack.formats.read import Reader
 from layerpack.runtime import measure
 from layerpack.runtime.bind import TORCH_DTYPES, view_tensor
 from layerpack.runtime.draft import DRAFT_TOKENS, Draft, load_draft
 from layerpack.runtime.ends import EmbeddingRows, SliceContext, SlicedHead, embedding_matrix
 from layerpack.runtime.generate import GenerateOptions, Generation, Message, run_generation
-from layerpack.runtime.host import map_bytes
 from layerpack.runtime.linear import bitsandbytes_functional
 from layerpack.runtime.machine import Machine, memory_fraction, pick_device
 from layerpack.runtime.memory_errors import memory_errors
@@ -32,6 +32,7 @@ from layerpack.runtime.opening import Opening
 from layerpack.runtime.plan import Limits, Plan, plan, plan_cpu
 from layerpack.runtime.skeleton import build_skeleton, decoder_layers
 from layerpack.runtime.slices import Part, Slice, pass_slices
+from layerpack.runtime.stored import tensor_bytes
 from layerpack.runtime.trace import NO_TRACE, Trace
 from layerpack.runtime.weights import Weights
 
@@ -153,7 +154,14 @@ class Model:
                 weights = opening.result()
                 loaded_s = time.perf_counter()
                 weights.attach(decoder_layers(network, pack.manifest.model.layers_path))
-                attach_ends(network, pack, device, slices=chosen.slices, use=weights.use)
+                attach_ends(
+                    network,
+                    pack,
+                    device,
+                    slices=chosen.slices,
+                    use=weights.use,
+                    reader=weights.reader,
+                )
             setup = SetupTimes(
                 draft_s=drafted_s - begin_s,
                 plan_s=planned_s - drafted_s,
@@ -308,14 +316,21 @@ def _open_weights(
 
 
 def attach_ends(
-    network: Any, pack: Pack, device: torch.device, *, slices: Sequence[Slice], use: SliceContext
+    network: Any,
+    pack: Pack,
+    device: torch.device,
+    *,
+    slices: Sequence[Slice],
+    use: SliceContext,
+    reader: Reader,
 ) -> None:
     """Embedding rows, lm_head by its slices, and the few other weights outside the layers.
 
-    `use` lends the bytes of one of `slices` on `device`.
+    `use` lends the bytes of one of `slices` on `device`; `reader` reads raw bytes of any blob, for
+    as long as the network is in use.
     """
     model = pack.manifest.model
-    matrix = embedding_matrix(pack)
+    matrix = embedding_matrix(pack, reader)
     embedding = network.get_input_embeddings()
     EmbeddingRows(embedding, matrix, device)
     elsewhere = {model.embedding, model.head}
@@ -324,7 +339,7 @@ def attach_ends(
         for entry in blob.tensors:
             if entry.name in elsewhere:
                 continue
-            raw = map_bytes(pack.blob_path(blob), entry.offset_bytes, entry.length_bytes)
+            raw = tensor_bytes(pack, blob, entry)
             owner, _, leaf = entry.name.rpartition(".")
             network.get_submodule(owner)._parameters[leaf] = nn.Parameter(
                 view_tensor(raw, entry, entry.offset_bytes).to(device, copy=True),
