@@ -114,10 +114,11 @@ def make_manifest(
                 role=blob.role,
                 layer=blob.layer,
                 file=blob.file,
-                file_bytes=blob.layout.file_bytes,
+                file_bytes=(record.frames or blob.layout).file_bytes,
                 digest=record.digest,
                 tensors=blob.layout.tensors,
                 nf4=record.states,
+                frames=record.frames,
             )
         )
     return pack.Manifest(
@@ -147,6 +148,7 @@ def make_manifest(
         quantization=plan.quantization,
         blobs=tuple(blobs),
         files=tuple(files),
+        compression=plan.compression,
     )
 
 
