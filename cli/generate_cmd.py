@@ -73,6 +73,13 @@ def read_prompt(prompt: str | None, prompt_file: str | None) -> str:
     help="Check proposed tokens as plain decoding would, or all at once: less work for the "
     "device, but rounding may part the text from the undrafted one.",
 )
+@click.option("--profile", is_flag=True, help="Print where the time of each pass went.")
+@click.option(
+    "--profile-trace",
+    type=click.Path(dir_okay=False),
+    metavar="FILE",
+    help="Write when each thread and stream did what, for ui.perfetto.dev.",
+)
 @click.option("--verify", is_flag=True, help="Check every byte of the pack before.")
 @click.option("-v", "--verbose", is_flag=True, help="Print the plan first.")
 def generate(pack: str, prompt: str | None, prompt_file: str | None, **options: Any) -> None:

@@ -13,15 +13,14 @@ from layerpack.formats.errors import PromptError
 from layerpack.formats.pack import Pack
 from layerpack.formats.units import human_bytes
 from layerpack.formats.verify import require_intact
-from layerpack.runtime.generate import (
-    GenerateOptions,
-    Generation,
-    encode_prompt,
-    tokens_left,
-)
+from layerpack.runtime.chrome_trace import write_chrome_trace
+from layerpack.runtime.generate import GenerateOptions, Generation
 from layerpack.runtime.model import Model, OpenOptions, load_tokenizer
 from layerpack.runtime.needs import context_limit
 from layerpack.runtime.plan_text import plan_text
+from layerpack.runtime.profile import format_profile, profile_steps
+from layerpack.runtime.prompt import encode_prompt, tokens_left
+from layerpack.runtime.trace import NO_TRACE, Trace
 
 INTERRUPTED = 130
 
@@ -60,8 +59,12 @@ def run(path: Path, prompt: str, options: dict[str, Any]) -> int:
         draft=options["draft"],
         proposed_tokens=options["prompt_lookup"] or (options["draft_tokens"] if drafting else 0),
     )
+    trace_file = Path(options["profile_trace"]) if options["profile_trace"] else None
+    if trace_file is not None:
+        write_chrome_trace([], trace_file)  # if that cannot be, better now than after the work
+    trace = Trace() if options["profile"] or trace_file is not None else NO_TRACE
     started_s = time.perf_counter()
-    with Model.open(path, opening) as model:
+    with Model.open(path, opening, trace=trace) as model:
         model.tokenizer = tokenizer
         if options["verbose"]:
             click.echo(plan_text(model.plan, model.machine), err=True)
@@ -69,6 +72,11 @@ def run(path: Path, prompt: str, options: dict[str, Any]) -> int:
         result = model.generate(prompt, wanted, on_text=_print_piece)
         click.echo()
         click.echo(summary(model, result), err=True)
+        if options["profile"]:
+            steps = profile_steps(trace.spans)
+            click.echo(format_profile(steps, model.machine), err=True)
+    if trace_file is not None:
+        write_chrome_trace(trace.spans, trace_file)
     return INTERRUPTED if result.finish == "interrupted" else 0
 
 

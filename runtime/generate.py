@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -14,11 +14,10 @@ from layerpack.formats.errors import PromptError, StreamError
 from layerpack.runtime.draft import DRAFT_TOKENS, Draft
 from layerpack.runtime.exact import token_by_token
 from layerpack.runtime.needs import PREFILL_TOKENS
-from layerpack.runtime.passes import continued, count_proposed, note_passes
+from layerpack.runtime.passes import StepClock, continued, count_proposed, note_passes
+from layerpack.runtime.prompt import Message, encode_prompt, tokens_left
 from layerpack.runtime.text_sink import TextSink
-
-Message = Mapping[str, str]
-"""`{"role": "user", "content": "…"}`, as chat templates take them."""
+from layerpack.runtime.trace import NO_TRACE, Trace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +92,7 @@ def run_generation(
     reserved_tokens: int | None = None,
     draft: Draft | None = None,
     on_text: Callable[[str], None] | None = None,
+    trace: Trace = NO_TRACE,
 ) -> Generation:
     """See `Model.generate`; the decoder layers are at `layers_path` of `network`.
 
@@ -111,17 +111,19 @@ def run_generation(
         torch.manual_seed(options.seed)
     if network.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(network.device)
-    sink = TextSink(tokenizer, on_text)
+    steps = StepClock(trace)
+    sink = TextSink(tokenizer, on_text, on_ids=steps.tokens_known)
     finish = "length"
     proposing = _proposing_arguments(options, draft)
     exactly = proposing and options.exact and options.temperature == 0
-    with note_passes(network) as passes:
+    with note_passes(network, steps) as passes:
         begin_s = time.perf_counter()
         try:
             _run(
                 network,
                 ids,
                 sink,
+                steps,
                 new_tokens=new_tokens,
                 arguments=_arguments(network, tokenizer, options, int(ids.shape[1])),
                 proposing=proposing,
@@ -135,6 +137,8 @@ def run_generation(
                 "lower --context, or keep fewer layers resident with a lower --vram"
             ) from error
         seconds = time.perf_counter() - begin_s
+    if trace.clock is not None:
+        trace.clock.finish()
     if finish == "length" and sink.token_ids and sink.token_ids[-1] in _end_ids(network):
         finish = "stop"
     decode_passes, proposed = count_proposed(passes, int(ids.shape[1]))
@@ -154,62 +158,11 @@ def run_generation(
     )
 
 
-def encode_prompt(
-    tokenizer: Any, prompt: str | Sequence[Message], options: GenerateOptions
-) -> torch.Tensor:
-    """Token ids (1, tokens). Raises PromptError if empty, or if there is no chat template."""
-    if isinstance(prompt, str):
-        if not prompt.strip():
-            raise PromptError("the prompt is empty; give some text with --prompt or on stdin")
-        if options.raw:
-            ids = tokenizer(prompt, return_tensors="pt").input_ids
-            if not ids.shape[1]:
-                raise PromptError("the prompt has no tokens; give some text")
-            return torch.as_tensor(ids)
-        messages: list[Message] = [{"role": "user", "content": prompt}]
-    else:
-        messages = list(prompt)
-        if not messages:
-            raise PromptError("the list of messages is empty")
-    if options.system is not None:
-        messages = [{"role": "system", "content": options.system}, *messages]
-    if not getattr(tokenizer, "chat_template", None):
-        raise PromptError("this model has no chat template; use --raw for plain text")
-    try:
-        encoded = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )
-    except Exception as error:  # templates are programs of their own and raise what they like
-        line = (str(error).splitlines() or [repr(error)])[0]
-        raise PromptError(f"the model's chat template refused the messages: {line}") from error
-    return torch.as_tensor(encoded["input_ids"])
-
-
-def tokens_left(
-    prompt_tokens: int, max_new_tokens: int, *, limit: int | None, reserved: int | None = None
-) -> int:
-    """How many tokens may follow a prompt: `max_new_tokens`, or fewer at the context's end.
-
-    `limit` is the model's context, `reserved` the tokens that memory was set aside for; None
-    where there is no bound. Raises PromptError if there is room for none.
-    """
-    if limit is not None and prompt_tokens >= limit:
-        raise PromptError(
-            f"the prompt has {prompt_tokens} tokens, the model's context is {limit}; shorten it"
-        )
-    if reserved is not None and prompt_tokens >= reserved:
-        raise PromptError(
-            f"the prompt has {prompt_tokens} tokens, memory was set aside for {reserved}; "
-            "open the model with a larger context (--context)"
-        )
-    bounds = [bound - prompt_tokens for bound in (limit, reserved) if bound is not None]
-    return min([max_new_tokens, *bounds])
-
-
 def _run(
     network: Any,
     ids: torch.Tensor,
     sink: TextSink,
+    steps: StepClock,
     *,
     new_tokens: int,
     arguments: dict[str, Any],
@@ -244,6 +197,7 @@ def _run(
     if sink.token_ids[-1] in _end_ids(network):
         return
     sink.expect_prompt()
+    steps.proposing = True
     exactly = nullcontext() if exact_path is None else token_by_token(network, exact_path)
     with continued(network), exactly:
         network.generate(

@@ -20,13 +20,14 @@ from layerpack.runtime import measure
 from layerpack.runtime.bind import TORCH_DTYPES
 from layerpack.runtime.draft import DRAFT_TOKENS, Draft, load_draft
 from layerpack.runtime.ends import attach_ends
-from layerpack.runtime.generate import GenerateOptions, Generation, Message, run_generation
+from layerpack.runtime.generate import GenerateOptions, Generation, run_generation
 from layerpack.runtime.linear import bitsandbytes_functional
 from layerpack.runtime.machine import Machine, memory_fraction, pick_device
 from layerpack.runtime.memory_errors import memory_errors
 from layerpack.runtime.needs import estimate_needs
 from layerpack.runtime.opening import Opening
 from layerpack.runtime.plan import Limits, Plan, plan, plan_cpu
+from layerpack.runtime.prompt import Message
 from layerpack.runtime.skeleton import build_skeleton, decoder_layers
 from layerpack.runtime.slices import pass_slices
 from layerpack.runtime.text_stream import iterate
@@ -101,6 +102,7 @@ class Model:
         setup: SetupTimes,
         draft: Draft | None = None,
         reserved_tokens: int | None = None,
+        trace: Trace = NO_TRACE,
     ) -> None:
         self.pack = pack
         self.plan = plan
@@ -109,6 +111,7 @@ class Model:
         self.setup = setup
         self.draft = draft
         self.reserved_tokens = reserved_tokens
+        self._trace = trace
 
     @classmethod
     @contextlib.contextmanager
@@ -116,6 +119,8 @@ class Model:
         cls, path: Path | str, options: OpenOptions = OpenOptions(), *, trace: Trace = NO_TRACE
     ) -> Iterator[Model]:
         """Open the pack at `path`; closing joins all threads and undoes all registrations.
+
+        `trace` collects when each stage did what (see profile.py).
 
         Raises PackError, CapacityError (what was asked for does not fit), StreamError, and
         SourceError for a draft that cannot be used.
@@ -179,11 +184,13 @@ class Model:
                 setup=setup,
                 draft=draft,
                 reserved_tokens=options.context_tokens if device.type == "cuda" else None,
+                trace=trace,
             )
             try:
                 yield model
             finally:
-                model.network = None  # its layers see the slots: let go of their memory
+                # Its layers see the slots: let go of their memory, and of the draft's.
+                model.network = model.draft = None
 
     @functools.cached_property
     def tokenizer(self) -> Any:
@@ -212,6 +219,7 @@ class Model:
             reserved_tokens=self.reserved_tokens,
             draft=self.draft,
             on_text=on_text,
+            trace=self._trace,
         )
 
     def stream(

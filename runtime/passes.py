@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from layerpack.runtime.trace import Trace
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pass:
@@ -17,16 +19,56 @@ class Pass:
     num_tokens: int
 
 
+class StepClock:
+    """begun -pass-> logits ordered -tokens known-> begun again: one step of generation.
+
+    A GPU is not done when the host has ordered a pass; it is when the host knows the tokens. What
+    a draft does before a pass belongs to the step. A pass that gives no token, as the first ones
+    of a long prompt, is a step that ends where the next pass begins.
+    """
+
+    def __init__(self, trace: Trace) -> None:
+        self._trace = trace
+        self._begin_s = time.perf_counter()
+        self._passed = False
+        self.proposing = False
+
+    def pass_begins(self) -> None:
+        """The host starts to order a pass."""
+        now_s = time.perf_counter()
+        if self._passed:
+            self._end(now_s, 0)
+        if self.proposing:
+            self._trace.propose(self._begin_s, now_s)
+
+    def pass_ends(self) -> None:
+        """The host has ordered it."""
+        self._passed = True
+
+    def tokens_known(self, count: int) -> None:
+        """The host has `count` new tokens."""
+        self._end(time.perf_counter(), count)
+
+    def _end(self, now_s: float, num_tokens: int) -> None:
+        self._trace.step(self._begin_s, now_s, num_tokens)
+        if self._trace.clock is not None:
+            self._trace.clock.collect()
+        self._begin_s = now_s
+        self._passed = False
+
+
 @contextmanager
-def note_passes(network: Any) -> Iterator[list[Pass]]:
+def note_passes(network: Any, steps: StepClock) -> Iterator[list[Pass]]:
     """Every pass of `network` within the block, in order."""
     passes: list[Pass] = []
     begin_s = [0.0]
 
     def before(*_: Any) -> None:
+        steps.pass_begins()
         begin_s[0] = time.perf_counter()
 
     def after(_module: Any, _args: Any, kwargs: dict[str, Any], _output: Any) -> None:
+        steps.pass_ends()
         passes.append(
             Pass(
                 seconds=time.perf_counter() - begin_s[0],

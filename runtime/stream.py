@@ -25,7 +25,7 @@ from layerpack.runtime.lane import Lane
 from layerpack.runtime.pieces import Piece, split
 from layerpack.runtime.ring import ReadRing
 from layerpack.runtime.slices import Slice
-from layerpack.runtime.trace import NO_TRACE, Trace
+from layerpack.runtime.trace import GPU_COPY_ROW, NO_TRACE, Trace
 
 _JOIN_S = 30.0
 RingFactory = Callable[[Callable[[int], Piece]], ReadRing]
@@ -249,15 +249,23 @@ class WeightStream:
         self._lane.begin_copy(slot)
         begin_s = time.perf_counter()
         if (source := self._host.get(part.index)) is not None:
-            self._lane.copy(slot, 0, source)
+            self._send(slot, 0, source, part.title)
         else:
             assert self._ring is not None
             ring = self._ring
             for _ in self._pieces[place]:
                 piece, view = ring.take(timeout_s=self._watchdog_s)
                 offset = piece.offset_bytes - part.offset_bytes
-                self._lane.copy(slot, offset, torch.frombuffer(view, dtype=torch.uint8))
+                self._send(slot, offset, torch.frombuffer(view, dtype=torch.uint8), part.title)
                 ring.release(self._lane.fence())
                 self._moved_s = time.monotonic()
         self._lane.end_copy(slot)
         self._trace.copy(part.title, begin_s, time.perf_counter(), part.length_bytes)
+
+    def _send(self, slot: int, offset_bytes: int, source: torch.Tensor, title: str) -> None:
+        if (clock := self._trace.clock) is None:
+            self._lane.copy(slot, offset_bytes, source)
+            return
+        begun = clock.begin(GPU_COPY_ROW)
+        self._lane.copy(slot, offset_bytes, source)
+        clock.end(GPU_COPY_ROW, title, begun, source.numel())

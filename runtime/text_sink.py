@@ -15,10 +15,17 @@ class TextSink:
     the end of it all.
     """
 
-    def __init__(self, tokenizer: Any, on_text: Callable[[str], None] | None) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        on_text: Callable[[str], None] | None,
+        *,
+        on_ids: Callable[[int], None] = lambda count: None,
+    ) -> None:
         self.token_ids: list[int] = []
         self._tokenizer = tokenizer
         self._on_text = on_text
+        self._on_ids = on_ids
         self._prompt_seen = False
         self._sent = 0
 
@@ -40,7 +47,9 @@ class TextSink:
         if not self._prompt_seen:
             self._prompt_seen = True
             return
-        self.token_ids += value.reshape(-1).tolist()
+        ids = value.reshape(-1).tolist()
+        self.token_ids += ids
+        self._on_ids(len(ids))
         if self._on_text is None:
             return
         text = self.text

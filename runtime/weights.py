@@ -15,9 +15,11 @@ from layerpack.formats.frame_reader import raw_reader
 from layerpack.formats.pack import Pack
 from layerpack.formats.read import BufferedReader, Reader, open_reader
 from layerpack.runtime.bind import LayerBinder, PlaceViews, place_views
+from layerpack.runtime.gpu_clock import GpuClock
 from layerpack.runtime.host import HostStore, PinnedBuffers, advise_needed, populate
 from layerpack.runtime.interrupts import deferred_interrupts
 from layerpack.runtime.lane import CudaLane, HostLane, Lane
+from layerpack.runtime.layer_spans import LayerSpans
 from layerpack.runtime.pieces import Piece
 from layerpack.runtime.plan import Plan, Tier
 from layerpack.runtime.resident import load_resident
@@ -55,6 +57,7 @@ class Weights:
         self._plan = plan
         self._device = device
         self._trace = trace
+        self._spans = LayerSpans(trace)
         self._watchdog_s = watchdog_s
         self._cancelled = cancelled or threading.Event()
         self._resident: dict[int, torch.Tensor] = {}
@@ -100,12 +103,14 @@ class Weights:
         opening.callback(self._resident.clear)
         streamed = [part for part in plan.slices if part.index not in self._resident]
         if not streamed:
+            self._time_device(None)
             return
         self._lane = (
             CudaLane(device=self._device, num_slots=plan.num_slots, slot_bytes=plan.slot_bytes)
             if on_gpu
             else HostLane(num_slots=plan.num_slots, slot_bytes=plan.slot_bytes)
         )
+        self._time_device(self._lane)
         pinned = PinnedBuffers(
             count=plan.num_pieces, each_bytes=plan.piece_bytes, device=self._device
         )
@@ -122,6 +127,11 @@ class Weights:
             )
         )
 
+    def _time_device(self, lane: Lane | None) -> None:
+        if self._trace.enabled and self._device.type == "cuda":
+            copy_stream = lane.copy_stream if isinstance(lane, CudaLane) else None
+            self._trace.clock = GpuClock(self._device, self._trace, copy_stream=copy_stream)
+
     def __enter__(self) -> Weights:
         return self
 
@@ -133,14 +143,30 @@ class Weights:
     @contextlib.contextmanager
     def use(self, index: int) -> Iterator[torch.Tensor]:
         """The bytes of slice `index` on the compute device, from here to the end of the block."""
+        title = self._plan.slices[index].title
         if (resident := self._resident.get(index)) is not None:
             self._check_mapped(index)
+            self._spans.begin(resident=True)
             yield resident
+            self._spans.end(title)
             return
-        assert self._stream is not None and self._lane is not None
-        slot = self._stream.acquire(index)
+        assert self._lane is not None
+        slot = self._acquire(index, title)
+        self._spans.begin(resident=False)
         yield self._lane.slots[slot]
         # Not in a finally: a broken pass leaves its slot taken, and the stream starts over.
+        self._release(title)
+
+    def _acquire(self, index: int, title: str) -> int:
+        assert self._stream is not None
+        self._spans.await_bytes()
+        slot = self._stream.acquire(index)
+        self._spans.arrived(title)
+        return slot
+
+    def _release(self, title: str) -> None:
+        assert self._stream is not None
+        self._spans.end(title)
         self._stream.release()
 
     def attach(self, layers: nn.ModuleList) -> None:
@@ -159,6 +185,8 @@ class Weights:
                 binder.bind(views)
                 if self._device.type == "cpu":
                     layer.register_forward_pre_hook(self._ahead_hook(part.index))
+                if self._trace.enabled:
+                    self._time_resident(layer, part.title)
                 continue
             assert self._lane is not None
             for slot, slot_storage in enumerate(self._lane.slots):
@@ -190,24 +218,22 @@ class Weights:
 
         return hook
 
+    def _time_resident(self, layer: nn.Module, title: str) -> None:
+        layer.register_forward_pre_hook(lambda *_: self._spans.begin(resident=True))
+        layer.register_forward_hook(lambda *_: self._spans.end(title))
+
     def _bind_hook(self, index: int, title: str, binder: LayerBinder) -> Any:
         def hook(*_: Any) -> None:
-            assert self._stream is not None
-            slot = self._stream.acquire(index)
+            slot = self._acquire(index, title)
             begin_s = time.perf_counter()
             binder.bind(self._views[slot, binder.signature])
-            self._begin_forward_s = time.perf_counter()
-            self._trace.bind(title, begin_s, self._begin_forward_s)
+            self._trace.bind(title, begin_s, time.perf_counter())
+            self._spans.begin(resident=False)
 
         return hook
 
     def _release_hook(self, title: str) -> Any:
-        def hook(*_: Any) -> None:
-            assert self._stream is not None
-            self._stream.release()
-            self._trace.forward(title, self._begin_forward_s, time.perf_counter())
-
-        return hook
+        return lambda *_: self._release(title)
 
 
 def _ring_factory(pinned: PinnedBuffers, reader: Reader, num_threads: int, trace: Trace) -> Any:

@@ -11,9 +11,10 @@ from oracles import quantised_reference
 from packs import differing
 
 from layerpack.convert.api import convert
-from layerpack.runtime.generate import GenerateOptions, encode_prompt
+from layerpack.runtime.generate import GenerateOptions
 from layerpack.runtime.model import Model, OpenOptions
 from layerpack.runtime.plan import Limits
+from layerpack.runtime.prompt import encode_prompt
 
 PackFrom = Callable[[str], Path]
 QUESTION = "What is the capital of France?"
@@ -79,4 +80,4 @@ def test_with_itself_as_draft(pack_from: PackFrom) -> None:
     assert len(plain.token_ids) == plain.passes == 64
     assert drafted.token_ids == plain.token_ids and drafted.text == plain.text
     assert drafted.passes <= plain.passes / 4
-    assert drafted.accepted_tokens == drafted.proposed_tokens == 64 - drafted.passes
+    assert drafted.accepted_tokens == 64 - drafted.passes <= drafted.proposed_tokens
