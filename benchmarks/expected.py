@@ -15,7 +15,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from make_pack import _layer_specs
+from make_pack import layer_specs
 from shapes import SHAPES
 
 from layerpack.formats import nf4
@@ -64,7 +64,7 @@ def describe_pack(model: str, path: Path) -> Pack:
     blobs = (
         _blob(Role.EMBEDDING, None, [embedding]),
         *(
-            _blob(Role.LAYER, number, _layer_specs(config, f"model.layers.{number}."))
+            _blob(Role.LAYER, number, layer_specs(config, f"model.layers.{number}."))
             for number in range(layers)
         ),
         _blob(Role.HEAD, None, [head, norm]),

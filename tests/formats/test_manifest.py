@@ -16,7 +16,6 @@ from small_pack import write_small_pack
 from layerpack.formats import pack as packs
 from layerpack.formats.digest import bytes_digest
 from layerpack.formats.errors import PackError, PackVersionError
-from layerpack.formats.jsontext import dump_json
 from layerpack.formats.manifest import MANIFEST_NAME, Manifest
 from layerpack.formats.manifest_json import dump_manifest, parse_manifest
 from layerpack.formats.nf4 import STATE
@@ -46,7 +45,8 @@ def parse(document: Document) -> Manifest:
 
 def signed(document: Document) -> bytes:
     """The document's bytes with the digest of themselves in them."""
-    raw = dump_json({key: value for key, value in document.items() if key != "digest"})
+    fields = {key: value for key, value in document.items() if key != "digest"}
+    raw = json.dumps(fields, indent=1).encode() + b"\n"  # also what no writer would write
     first, rest = raw.split(b"\n", 1)
     return first + f'\n "digest": "{bytes_digest(raw)}",\n'.encode() + rest
 
