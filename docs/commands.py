@@ -21,7 +21,7 @@ def render() -> str:
         "# The commands\n\nWritten from their own `--help` by `make docs`.\n",
         _section("layerpack", layerpack, None),
     ]
-    parent = click.Context(layerpack, info_name="layerpack")
+    parent = click.Context(layerpack, info_name="layerpack", **layerpack.context_settings)
     for name in layerpack.list_commands(parent):
         command = layerpack.get_command(parent, name)
         assert command is not None
@@ -36,6 +36,7 @@ def _section(title: str, command: click.Command, parent: click.Context | None) -
         parent=parent,
         max_content_width=_WIDTH,
         terminal_width=_WIDTH,
+        **layerpack.context_settings,
     )
     return f"## {title}\n\n```text\n{command.get_help(context)}\n```\n"
 
