@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from layerpack.cli.progress import byte_bar
 from layerpack.convert.options import ConvertOptions
 from layerpack.formats.nf4 import BLOCK_SIZES
 from layerpack.formats.units import human_bytes
+
+if TYPE_CHECKING:
+    from layerpack.convert.remaining import Remaining
 
 
 @click.command()
@@ -37,6 +42,12 @@ from layerpack.formats.units import human_bytes
 @click.option("--device", default="auto", help="Where to quantise: auto, cpu, cuda. Same bytes.")
 @click.option("--force", is_flag=True, help="Replace OUT, and unfinished work of other options.")
 @click.option("--revision", help="Branch, tag or commit of a Hub repository.")
+@click.option(
+    "--zstd",
+    type=click.IntRange(1, 22),
+    metavar="LEVEL",
+    help="Compress the pack, without loss: 3 % on NF4, 30 % on 16-bit parts. 1 will do.",
+)
 @click.option("--keep-source", is_flag=True, help="Keep downloads in the usual Hub cache.")
 def convert(
     source: str,
@@ -48,14 +59,13 @@ def convert(
     force: bool,
     revision: str | None,
     keep_source: bool,
+    zstd: int | None,
 ) -> None:
     """Turn the checkpoint SOURCE into a pack at OUT.
 
     SOURCE is a Hub repository (Qwen/Qwen2.5-72B-Instruct), a local checkpoint directory or a GGUF
     file. After a break, the same command goes on where it was.
     """
-    from tqdm import tqdm
-
     from layerpack.convert.api import convert as run
 
     options = ConvertOptions(
@@ -66,18 +76,27 @@ def convert(
         force=force,
         revision=revision,
         keep_source=keep_source,
+        zstd_level=zstd,
     )
     start_s = time.monotonic()
-    with tqdm(desc="convert", unit="B", unit_scale=True, leave=False) as bar:
-
-        def progress(done_bytes: int, total_bytes: int) -> None:
-            bar.total = total_bytes
-            bar.update(done_bytes - bar.n)
-
-        manifest = run(source, out, options, progress)
+    with byte_bar("convert") as progress:
+        manifest = run(source, out, options, progress, announce=_announce)
     source_bytes = sum(file.file_bytes for file in manifest.source.files)
     click.echo(
         f"{out}: {manifest.model.architecture}, {manifest.model.num_layers} layers, "
         f"{human_bytes(manifest.total_bytes)} from {human_bytes(source_bytes)} "
         f"in {time.monotonic() - start_s:.0f} s"
     )
+
+
+def _announce(work: Remaining) -> None:
+    """One line on standard error: what there is to do, and the room that it takes."""
+    parts = [f"{human_bytes(work.pack_bytes)} of pack to write"]
+    if work.download_bytes:
+        parts.insert(0, f"{human_bytes(work.download_bytes)} to download")
+    if work.scratch_bytes:
+        parts.append(f"{human_bytes(work.scratch_bytes)} of scratch space beside it")
+    parts.append(f"{human_bytes(work.free_bytes)} free")
+    if work.done_blobs:
+        parts.insert(0, f"going on, {work.done_blobs} of {work.num_blobs} blobs are done")
+    click.echo(f"{work.architecture}, {work.num_layers} layers: {', '.join(parts)}", err=True)

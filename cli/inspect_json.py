@@ -36,6 +36,7 @@ def pack_document(
             "double_quant": manifest.quantization.double_quant,
             "head": manifest.quantization.head,
         },
+        "compression": _compression_fields(manifest),
         "blobs": [_blob_fields(blob, tensors) for blob in manifest.blobs],
         "total_bytes": manifest.total_bytes,
         "bits_per_parameter": 8 * manifest.total_bytes / max(1, num_parameters),
@@ -43,11 +44,25 @@ def pack_document(
             "total_bytes": moved.total_bytes,
             "layer_bytes": moved.layer_bytes,
             "head_bytes": moved.head_bytes,
+            "disk_bytes": moved.disk_bytes,
             "link_gb_s": link_gb_s,
             "disk_gb_s": disk_gb_s,
-            "from_host_s": moved.seconds(link_gb_s),
-            "from_disk_s": moved.seconds(min(link_gb_s, disk_gb_s)),
+            "from_host_s": moved.link_s(link_gb_s),
+            "from_disk_s": max(moved.link_s(link_gb_s), moved.disk_s(disk_gb_s)),
         },
+    }
+
+
+def _compression_fields(manifest: Manifest) -> dict[str, Any] | None:
+    used = manifest.compression
+    if used is None:
+        return None
+    return {
+        "type": "zstd",
+        "level": used.level,
+        "library": used.library,
+        "raw_bytes": manifest.raw_bytes,
+        "ratio": manifest.total_bytes / max(1, manifest.raw_bytes),
     }
 
 
@@ -58,6 +73,7 @@ def _blob_fields(blob: Blob, tensors: bool) -> dict[str, Any]:
         "layer": blob.layer,
         "file": blob.file,
         "size_bytes": blob.file_bytes,
+        "raw_size_bytes": blob.raw_bytes,
         "num_parameters": row.num_parameters,
         "bits_per_parameter": row.bits_per_parameter,
         "weights": dict(row.weights),

@@ -47,6 +47,12 @@ def facts_lines(title: str, manifest: Manifest) -> Iterator[str]:
         f"quantisation  NF4 in blocks of {how.block_size}, {nested}; the rest in {model.dtype}, "
         f"lm_head: {head}"
     )
+    if (used := manifest.compression) is not None:
+        yield printable(
+            f"compression   zstd {used.library} at level {used.level}: "
+            f"{manifest.total_bytes / max(1, manifest.raw_bytes):.3f} of "
+            f"{human_bytes(manifest.raw_bytes)}"
+        )
     yield printable(f"made by       {manifest.producer}")
 
 
@@ -92,14 +98,15 @@ def pass_lines(
         f"each token streams {human_bytes(moved.total_bytes)}: layers "
         f"{human_bytes(moved.layer_bytes)}, {head} {human_bytes(moved.head_bytes)}"
     )
-    link_s, disk_s = moved.seconds(link_gb_s), moved.seconds(disk_gb_s)
+    link_s, disk_s = moved.link_s(link_gb_s), moved.disk_s(disk_gb_s)
+    packed = moved.disk_bytes < moved.total_bytes
     yield (
         f"  {human_seconds(link_s)} from host memory over a link of {link_gb_s:g} GB/s (--link), "
         "nothing kept on the device"
     )
     yield (
         f"  {human_seconds(max(link_s, disk_s))} from a disk of {disk_gb_s:g} GB/s (--disk), "
-        "nothing kept in memory either"
+        "nothing kept in memory either" + (", decompressing not counted" if packed else "")
     )
 
 

@@ -20,6 +20,7 @@ from layerpack.convert.outline import outline_of
 from layerpack.convert.pipeline import run_pipeline
 from layerpack.convert.plan import ConversionPlan
 from layerpack.convert.planner import plan_conversion
+from layerpack.convert.remaining import Remaining, find_remaining
 from layerpack.convert.resume import find_done, producer, run_fingerprint
 from layerpack.convert.source import Source
 from layerpack.convert.storage import find_storage
@@ -41,10 +42,12 @@ def convert(
     out: Path | str,
     options: ConvertOptions | None = None,
     progress: ProgressCallback | None = None,
+    announce: Callable[[Remaining], None] | None = None,
 ) -> pack.Manifest:
     """Convert a checkpoint (directory, GGUF file or Hub repo id) to a pack at `out`.
 
-    After any break the same call goes on where it was, with the same bytes in the end. Raises
+    After any break the same call goes on where it was, with the same bytes in the end. `announce`
+    is told what there is to do, before any weight is read and before space is found to lack. Raises
     SourceError, TargetError (DiskFullError), UnsupportedError or HubError; nothing appears under
     the target's name unless it is whole.
     """
@@ -63,9 +66,13 @@ def convert(
                 find_done(plan, run, destination, force=options.force),
                 about=outline_of(plan, opened).fields(),
             )
-            _check_space(plan, opened, destination, done)
+            work = find_remaining(plan, opened, destination, done)
+            if announce is not None:
+                announce(work)
+            destination.check_space(pack_bytes=work.pack_bytes, scratch_bytes=work.scratch_bytes)
             with Journal(destination.journal, run, done) as journal:
-                _write_blobs(plan, opened, destination, journal, device, progress)
+                destination.sync_names()
+                _write_blobs(plan, work, opened, destination, journal, device, progress)
             files = _write_small_files(plan, opened, destination)
             manifest = make_manifest(plan, done, opened, files)
             destination.write_file(pack.MANIFEST_NAME, dump_manifest(manifest))
@@ -107,10 +114,11 @@ def make_manifest(
                 role=blob.role,
                 layer=blob.layer,
                 file=blob.file,
-                file_bytes=blob.layout.file_bytes,
+                file_bytes=(record.frames or blob.layout).file_bytes,
                 digest=record.digest,
                 tensors=blob.layout.tensors,
                 nf4=record.states,
+                frames=record.frames,
             )
         )
     return pack.Manifest(
@@ -140,18 +148,13 @@ def make_manifest(
         quantization=plan.quantization,
         blobs=tuple(blobs),
         files=tuple(files),
+        compression=plan.compression,
     )
-
-
-def _check_space(
-    plan: ConversionPlan, source: Source, destination: Destination, done: Progress
-) -> None:
-    left = [blob.layout.file_bytes for blob in plan.blobs if blob.file not in done.blobs]
-    destination.check_space(pack_bytes=sum(left), scratch_bytes=source.scratch_bytes if left else 0)
 
 
 def _write_blobs(
     plan: ConversionPlan,
+    work: Remaining,
     source: Source,
     destination: Destination,
     journal: Journal,
@@ -162,12 +165,8 @@ def _write_blobs(
     blobs = [plan.blobs[place] for place in plan.write_order]
     left = [blob for blob in blobs if blob.file not in done.blobs]
     undigested = [file.name for file in source.files if file.name not in done.source_digests]
-    to_fetch = {file for blob in left for file in blob.source_files} | set(undigested)
-    fetched_bytes = (
-        sum(file.file_bytes for file in source.files if file.name in to_fetch)
-        if source.kind == "hub"  # elsewhere, fetching moves nothing
-        else 0
-    )
+    # Elsewhere, fetching moves nothing.
+    fetched_bytes = work.fetched_bytes if source.kind == "hub" else 0
     meter = _Meter(progress, fetched_bytes + sum(blob.source_bytes for blob in blobs))
     meter.add(sum(blob.source_bytes for blob in blobs if blob not in left))
     run_pipeline(

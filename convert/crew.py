@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+_JOIN_S = 0.5  # Windows lets Ctrl-C through only between two waits
 
 
 class StoppedError(Exception):
@@ -78,7 +79,8 @@ class Crew:
 
     def _join(self) -> None:
         for thread in self._threads:
-            thread.join()
+            while thread.is_alive():
+                thread.join(_JOIN_S)
 
 
 class Channel(Generic[T]):

@@ -101,11 +101,17 @@ class Destination:
     def disk_full(self, missing_bytes: int) -> DiskFullError:
         """The error for a disk that filled up during the work."""
         free = shutil.disk_usage(self.partial).free
+        more = f" for {human_bytes(missing_bytes - free)} more" if missing_bytes > free else ""
         return DiskFullError(
             f"{self.out.parent}: the disk is full, {human_bytes(missing_bytes)} of the pack are "
-            f"still to be written and {human_bytes(free)} are free; make room and run the same "
-            "command again, it goes on from here"
+            f"still to be written and {human_bytes(free)} are free; make room{more} and run the "
+            "same command again, it goes on from here"
         )
+
+    def sync_names(self) -> None:
+        """Bring the journal's name, and the way to it, to the disk: a line is no use without."""
+        for directory in (self.partial, self.out.parent):
+            sync_directory(directory)
 
     def write_file(self, name: str, data: bytes) -> None:
         """One small file of the pack, whole or not there, on the disk when this returns."""

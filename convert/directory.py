@@ -9,9 +9,9 @@ from types import TracebackType
 import torch
 
 from layerpack.convert.index import INDEX_NAME, check_complete, weight_map, which_weights
+from layerpack.convert.reading import weights_digest
 from layerpack.convert.shard import Shard, source_tensors
 from layerpack.convert.source import SourceFileFacts, SourceTensor, path_id
-from layerpack.formats.digest import file_digest
 from layerpack.formats.errors import SourceError
 
 
@@ -22,7 +22,11 @@ class DirectorySource:
     revision: str | None = None
     scratch_bytes = 0
     download_bytes = 0
-    max_held_files = 3
+    max_held_files = 2
+    """A file is held while its digest is taken, which brings it into the page cache ahead of the
+    tensors' reads. One ahead is enough, and on a machine with little memory a second one would push
+    the first out before it is read: the disk would then have to give every byte twice.
+    """
 
     def __init__(self, path: Path) -> None:
         """Raises SourceError naming the file that is missing, truncated or not readable."""
@@ -44,13 +48,9 @@ class DirectorySource:
     def fetch(self, file: str, report: Callable[[int], None]) -> None:
         """Nothing to wait for: local files are readable."""
 
-    def digest(self, file: str) -> str:
+    def digest(self, file: str, check: Callable[[], None] = lambda: None) -> str:
         """xxh3_128 of the whole file; as a side effect the file enters the page cache."""
-        path = self._shards[file].path
-        try:
-            return file_digest(path)
-        except OSError as reason:
-            raise SourceError(f"{path}: cannot be read ({reason.strerror})") from reason
+        return weights_digest(self._shards[file].path, check)
 
     def read(self, name: str, rows: tuple[int, int] | None = None) -> torch.Tensor:
         """The tensor, or its rows [begin, end). Raises SourceError."""

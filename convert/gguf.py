@@ -18,9 +18,8 @@ import numpy as np
 import torch
 
 from layerpack.convert.gguf_config import write_config_dir
-from layerpack.convert.reading import WeightFile
+from layerpack.convert.reading import WeightFile, weights_digest
 from layerpack.convert.source import SourceFileFacts, SourceTensor, path_id
-from layerpack.formats.digest import file_digest
 from layerpack.formats.errors import LayerpackError, SourceError, UnsupportedError
 from layerpack.formats.units import num_elements
 
@@ -101,12 +100,9 @@ class GgufSource:
     def fetch(self, file: str, report: Callable[[int], None]) -> None:
         """Nothing to wait for: the file is here."""
 
-    def digest(self, file: str) -> str:
-        """xxh3_128 of the whole file."""
-        try:
-            return file_digest(self._path)
-        except OSError as reason:
-            raise SourceError(f"{self._path}: cannot be read ({reason.strerror})") from reason
+    def digest(self, file: str, check: Callable[[], None] = lambda: None) -> str:
+        """xxh3_128 of the whole file; as a side effect the file enters the page cache."""
+        return weights_digest(self._path, check)
 
     def read(self, name: str, rows: tuple[int, int] | None = None) -> torch.Tensor:
         """The tensor in bfloat16, or its rows [begin, end).

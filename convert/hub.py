@@ -82,7 +82,12 @@ class HubSource:
         present = {name: tensor.file for name, tensor in self.tensors.items()}
         check_complete(mapped, present, where=f"{self.id}: {INDEX_NAME}")
         self.files = tuple(
-            SourceFileFacts(name=file.name, file_bytes=file.file_bytes, identity=file.identity)
+            SourceFileFacts(
+                name=file.name,
+                file_bytes=file.file_bytes,
+                identity=file.identity,
+                remote=file.cached is None,
+            )
             for file in map(listing.files.__getitem__, self._shards)
         )
         missing = [listing.files[name] for name in self._shards if not listing.files[name].cached]
@@ -101,7 +106,7 @@ class HubSource:
         target = None if self._keep_source else self._scratch
         for last_try in (False, True):
             path = remote.cached or download(self._listing, remote, target, report)
-            finding = examine(path, remote, self._headers[file])
+            finding = examine(path, remote, self._headers[file], check=lambda: report(0))
             if finding.problem is None:
                 break
             if remote.cached:
@@ -118,7 +123,7 @@ class HubSource:
         self._digests[file] = f"sha256:{finding.sha256}"
         self._opened[file] = Shard(path)
 
-    def digest(self, file: str) -> str:
+    def digest(self, file: str, check: Callable[[], None] = lambda: None) -> str:
         """sha256 of the fetched file; already taken, and compared, by `fetch`."""
         return self._digests[file]
 

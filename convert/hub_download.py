@@ -32,17 +32,25 @@ def download(
     from huggingface_hub import hf_hub_download
 
     progress = _Progress(report)
-    path = call_hub(
-        f"{listing.repo}: {remote.name}",
-        lambda: hf_hub_download(
-            listing.repo,
-            remote.name,
-            revision=listing.commit,
-            local_dir=local_dir,
-            tqdm_class=progress.bar_class(),
-        ),
-        check=lambda: report(0),
-    )
+    try:
+        path = call_hub(
+            f"{listing.repo}: {remote.name}",
+            lambda: hf_hub_download(
+                listing.repo,
+                remote.name,
+                revision=listing.commit,
+                local_dir=local_dir,
+                tqdm_class=progress.bar_class(),
+            ),
+            check=lambda: report(0),
+        )
+    except DiskFullError as reason:
+        place, free_bytes = _free_space(local_dir)
+        raise DiskFullError(
+            f"{place}: the disk is full, {remote.name} of {listing.repo} takes "
+            f"{human_bytes(remote.file_bytes)} and {human_bytes(free_bytes)} are free; make room "
+            "and run the same command again, it goes on from here"
+        ) from reason
     progress.reach(remote.file_bytes)
     return Path(path)
 
@@ -68,11 +76,20 @@ class Finding:
     problem: str | None
 
 
-def examine(path: Path, remote: RemoteFile, header: tuple[TensorEntry, ...]) -> Finding:
-    """Compare a shard with what the Hub states of it: size, digest, header. Reads all of it."""
+def examine(
+    path: Path,
+    remote: RemoteFile,
+    header: tuple[TensorEntry, ...],
+    *,
+    check: Callable[[], None] = lambda: None,
+) -> Finding:
+    """Compare a shard with what the Hub states of it: size, digest, header. Reads all of it.
+
+    `check` is called on the way and may raise to end it.
+    """
     try:
         found_bytes = path.stat().st_size
-        digest = _sha256(path)
+        digest = _sha256(path, check)
     except OSError as reason:
         raise SourceError(f"{path}: cannot be read ({reason.strerror})") from reason
     problem = None
@@ -87,18 +104,23 @@ def examine(path: Path, remote: RemoteFile, header: tuple[TensorEntry, ...]) -> 
 
 def check_cache_space(repo: str, missing_bytes: int) -> None:
     """Raises DiskFullError if downloads of that size do not fit where the usual cache is."""
-    from huggingface_hub import constants
-
-    place = Path(constants.HF_HUB_CACHE)
-    while not place.exists():
-        place = place.parent
-    free_bytes = shutil.disk_usage(place).free
+    place, free_bytes = _free_space(None)
     if free_bytes < missing_bytes:
         raise DiskFullError(
             f"{place}: {human_bytes(missing_bytes)} of {repo} are to be kept here but "
             f"{human_bytes(free_bytes)} are free; make room, set HF_HOME, or leave out "
             "--keep-source"
         )
+
+
+def _free_space(local_dir: Path | None) -> tuple[Path, int]:
+    """Where downloads go to (None: the usual cache), as far as it exists, and bytes free there."""
+    from huggingface_hub import constants
+
+    place = local_dir or Path(constants.HF_HUB_CACHE)
+    while not place.exists():
+        place = place.parent
+    return place, shutil.disk_usage(place).free
 
 
 class _Progress:
@@ -135,12 +157,13 @@ class _Progress:
         return Bar
 
 
-def _sha256(path: Path) -> str:
+def _sha256(path: Path, check: Callable[[], None]) -> str:
     digest = hashlib.sha256()
     buffer = memoryview(bytearray(_HASH_BYTES))
     with open(path, "rb", buffering=0) as file:
         while count := file.readinto(buffer):
             digest.update(buffer[:count])
+            check()
     return digest.hexdigest()
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from layerpack.formats.digest import bytes_digest, is_digest
+from layerpack.formats.frame_table import FrameTable
 from layerpack.formats.header import is_shape, is_size
 from layerpack.formats.jsontext import parse_json
 from layerpack.formats.nf4 import Nf4State, is_finite
@@ -25,11 +26,15 @@ JOURNAL_NAME = "journal"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlobRecord:
-    """A blob that is whole and on the disk, and the state of each NF4 weight in it."""
+    """A blob that is whole and on the disk, and the state of each NF4 weight in it.
+
+    `frames` is set if it is compressed.
+    """
 
     file: str
     digest: str
     states: dict[str, Nf4State]
+    frames: FrameTable | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,8 +149,20 @@ def _blob_line(run: str, record: BlobRecord) -> bytes:
                 name: [list(state.shape), state.block_size, state.dtype, state.nested_offset]
                 for name, state in record.states.items()
             },
+            "frames": record.frames and _frame_fields(record.frames),
         }
     )
+
+
+def _frame_fields(table: FrameTable) -> dict[str, Any]:
+    return {
+        "first_bytes": table.first_bytes,
+        "frame_bytes": table.frame_bytes,
+        "raw_bytes": table.raw_bytes,
+        "raw_digest": table.raw_digest,
+        "stored_bytes": [frame.stored_bytes for frame in table.frames],
+        "coding": "".join(frame.coding.value for frame in table.frames),
+    }
 
 
 def _parse_line(line: bytes) -> dict[str, Any] | None:
@@ -165,7 +182,11 @@ def _blob_record(fields: Mapping[str, Any]) -> BlobRecord | None:
         return None
     read = {name: _state(value) for name, value in states.items()}
     whole = {name: state for name, state in read.items() if state is not None}
-    return BlobRecord(file=file, digest=str(digest), states=whole) if whole == read else None
+    frames = fields.get("frames")
+    table = None if frames is None else _frames(frames)
+    if whole != read or (frames is not None and table is None):
+        return None
+    return BlobRecord(file=file, digest=str(digest), states=whole, frames=table)
 
 
 def _state(value: Any) -> Nf4State | None:
@@ -177,3 +198,18 @@ def _state(value: Any) -> Nf4State | None:
     if not (offset is None or is_finite(offset)):
         return None
     return Nf4State(shape=tuple(shape), block_size=block_size, dtype=dtype, nested_offset=offset)
+
+
+def _frames(value: Any) -> FrameTable | None:
+    if not isinstance(value, dict):
+        return None
+    lengths, coding, digest = (value.get(key) for key in ("stored_bytes", "coding", "raw_digest"))
+    sizes = [value.get(key) for key in ("first_bytes", "frame_bytes", "raw_bytes")]
+    if not (isinstance(lengths, list) and all(map(is_size, [*sizes, *lengths]))):
+        return None
+    if not (isinstance(coding, str) and is_digest(digest)):
+        return None
+    try:
+        return FrameTable.build(**value)
+    except (TypeError, ValueError):  # a key that is not known, or figures that do not add up
+        return None

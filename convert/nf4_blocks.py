@@ -1,8 +1,9 @@
 """The 4-bit codes and absmax values of a weight: bitsandbytes' results, many times faster.
 
-Two ways to the nearest of the 16 values, with the same result for every float32: a search through
-the 15 midpoints (plain, and fast on a GPU), and a table of 1025 cells of [-1, 1] that leaves one
-comparison per element (for CPUs, chunk by chunk so that the scratch memory stays in cache).
+Three ways to the nearest of the 16 values, with the same result: a search through the 15 midpoints
+(plain, and fast on a GPU); for CPUs, chunk by chunk so that the scratch memory stays in cache, a
+table of 1025 cells of [-1, 1] that leaves one comparison an element; and for bfloat16, whose bits
+tell all, nf4_bits.py.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from functools import cache
 
 import torch
 
+from layerpack.convert.nf4_bits import bfloat16_codes
 from layerpack.convert.nf4_staging import Staging
 from layerpack.formats.nf4 import NF4_CODES, num_blocks, packed_bytes
 
@@ -126,6 +128,12 @@ def pack_codes(codes: torch.Tensor, packed: torch.Tensor) -> None:
 
 
 def _encode_on_cpu(blocks: torch.Tensor, codes: torch.Tensor, absmax: torch.Tensor) -> None:
+    if blocks.dtype == torch.bfloat16:
+        found = bfloat16_codes(blocks, search_codes)
+        if found is not None:
+            pack_codes(found[0], codes)
+            absmax.copy_(found[1])
+            return
     scaled = blocks.float()
     if scaled.data_ptr() == blocks.data_ptr():
         scaled = scaled.clone()  # float32 comes back as itself; scaling below is in place

@@ -1,11 +1,12 @@
 """Blobs out of tensors: files are fetched, pieces read, encoded and written at the same time.
 
-    fetch thread -> order thread -> worker threads: read, encode -> (calling thread: put together)
-    -> write thread -> journal
+    fetch thread -> order thread -> worker threads: read, encode -> assemble thread -> write thread
+    -> journal
 
 A worker takes a piece from the file to the pack's bytes while a core's cache holds it. Pieces are
 put together in the order they were asked for in, so threads cannot change a byte. Few of them are
-under way at a time: memory holds some pieces, never a tensor.
+under way at a time: memory holds some pieces, never a tensor. The calling thread only waits: Ctrl-C
+is raised there, and could leave a lock taken for ever if that thread used any.
 """
 
 from __future__ import annotations
@@ -66,8 +67,9 @@ def run_pipeline(
     uses = [blob.source_files for blob in blobs]
     num_workers, num_threads = useful_workers(device), torch.get_num_threads()
     maker = PieceMaker(source, plan.storage, block_size=plan.quantization.block_size, device=device)
+    level = None if plan.compression is None else plan.compression.level
     try:
-        torch.set_num_threads(1)  # the workers take all cores; a team's waiting would cost one
+        torch.set_num_threads(1)  # for the threads to come, too: the workers take all cores
         with Crew() as crew:
             made: Conveyor[Piece] = Conveyor(
                 crew, max_jobs=2 * num_workers + 2, max_bytes=_MAX_BYTES
@@ -79,9 +81,9 @@ def run_pipeline(
             crew.start("fetch", shelf.fetch_all)
             crew.start("order", lambda: _order(blobs, shelf, maker, made))
             for number in range(num_workers):
-                crew.start(f"work-{number}", lambda: _work(made))
-            crew.start("write", lambda: _write(blobs, destination, encoded, journal))
-            _put_together(blobs, made, encoded, shelf, report)
+                crew.start(f"work-{number}", made.work_all)
+            crew.start("write", lambda: _write(blobs, destination, encoded, journal, level))
+            crew.start("assemble", lambda: _assemble(blobs, made, encoded, shelf, report))
     finally:
         torch.set_num_threads(num_threads)
 
@@ -98,19 +100,14 @@ def _order(
     made.close()
 
 
-def _work(made: Conveyor[Piece]) -> None:
-    torch.set_num_threads(1)  # is each thread's own
-    made.work_all()
-
-
-def _put_together(
+def _assemble(
     blobs: Sequence[BlobPlan],
     made: Conveyor[Piece],
     encoded: Channel[_Encoded],
     shelf: Shelf,
     report: Callable[[int], None],
 ) -> None:
-    """The calling thread: pieces to the writer, and what only a whole weight's absmax can tell."""
+    """The assemble thread: pieces to the writer, and what only a whole weight's absmax can tell."""
     arriving = iter(made)
     for blob in blobs:
         for item in blob.items:
@@ -155,13 +152,15 @@ def _write(
     destination: Destination,
     encoded: Channel[_Encoded],
     journal: Journal,
+    zstd_level: int | None,
 ) -> None:
     """The write thread: one blob after the other, each in the journal once it is on the disk."""
     arriving = iter(encoded)
     for blob in blobs:
         lengths = {entry.name: entry.length_bytes for entry in blob.layout.tensors}
         states: dict[str, Nf4State] = {}
-        with BlobWriter(destination.pack / blob.file, blob.layout) as writer:
+        path = destination.pack / blob.file
+        with BlobWriter(path, blob.layout, zstd_level=zstd_level) as writer:
             left_bytes = blob.layout.file_bytes - blob.layout.data_start_bytes
             while left_bytes:
                 have = next(arriving)
@@ -173,4 +172,6 @@ def _write(
                 left_bytes -= memoryview(data).nbytes
         assert writer.digest is not None
         sync_directory(destination.pack)
-        journal.blob(BlobRecord(file=blob.file, digest=writer.digest, states=states))
+        journal.blob(
+            BlobRecord(file=blob.file, digest=writer.digest, states=states, frames=writer.frames)
+        )

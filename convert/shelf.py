@@ -47,7 +47,7 @@ class Shelf:
                 self._readable.add(file)
                 self._crew.condition.notify_all()
             if file in self._undigested:
-                self._note_digest(file, self._source.digest(file))
+                self._note_digest(file, self._source.digest(file, self._crew.check))
             with self._crew.condition:
                 self._undigested.discard(file)
                 self._release_if_done(file)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol
@@ -34,12 +34,14 @@ class SourceTensor:
 class SourceFileFacts:
     """One file with weights. `identity` changes when the content does and costs no full read.
 
-    For a Hub file it is the stated hash, for a local one size and time of change.
+    For a Hub file it is the stated hash, for a local one size and time of change. `remote`: it has
+    to be downloaded first.
     """
 
     name: str
     file_bytes: int
     identity: str
+    remote: bool = field(default=False, compare=False)
 
 
 def path_id(path: Path) -> str:
@@ -94,8 +96,11 @@ class Source(Protocol):
     def fetch(self, file: str, report: Callable[[int], None]) -> None:
         """Wait until `file` is readable. `report` takes the bytes that arrived since last time."""
 
-    def digest(self, file: str) -> str:
-        """Digest of a readable file (`sha256:…` or `xxh3_128:…`); may read all of it."""
+    def digest(self, file: str, check: Callable[[], None] = lambda: None) -> str:
+        """Digest of a readable file (`sha256:…` or `xxh3_128:…`); may read all of it.
+
+        `check` is called on the way and may raise to end it.
+        """
 
     def read(self, name: str, rows: tuple[int, int] | None = None) -> torch.Tensor:
         """The tensor on the CPU, or its rows [begin, end) along the first dimension.

@@ -19,7 +19,7 @@ from layerpack.convert.source import Source
 from layerpack.convert.weights import WeightReader
 from layerpack.formats import manifest as formats
 from layerpack.formats import nf4
-from layerpack.formats.errors import SourceError
+from layerpack.formats.errors import PackError, SourceError
 from layerpack.formats.manifest import Blob
 from layerpack.formats.pack import Pack
 from layerpack.formats.summary import stored_as
@@ -49,8 +49,13 @@ def blob_errors(
 
     `source` is a directory or a GGUF file; None: the one in the manifest, or the Hub's cache.
     `report` takes the parameters compared since last time. Raises SourceError if the source is not
-    on this machine, or not of the same model.
+    on this machine, or not of the same model, PackError if the pack is compressed.
     """
+    if pack.manifest.compression is not None:
+        raise PackError(
+            f"{pack.path}: is compressed, and only a plain pack can be compared; "
+            "run `layerpack unpack` first"
+        )
     name = source or _default_source(pack.manifest.source)
     path = Path(name).expanduser()
     if not path.exists():

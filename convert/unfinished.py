@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from layerpack.convert.destination import PARTIAL_SUFFIX, Destination
-from layerpack.convert.journal import read_journal
+from layerpack.convert.journal import BlobRecord, read_journal
 from layerpack.convert.outline import Outline, parse_outline
 from layerpack.formats.blob import PARTIAL_SUFFIX as UNWRITTEN_SUFFIX
 
@@ -38,12 +38,12 @@ class Unfinished:
 
     @property
     def total_bytes(self) -> int:
-        """Bytes of all blobs of the pack to be."""
+        """Bytes of all blobs of the pack to be, uncompressed."""
         return sum(self.outline.blobs.values()) if self.outline else 0
 
     @property
     def done_bytes(self) -> int:
-        """Bytes of the blobs that are done."""
+        """Bytes of the blobs that are done, uncompressed."""
         return sum(self.outline.blobs[file] for file in self.done) if self.outline else 0
 
 
@@ -65,7 +65,8 @@ def read_unfinished(partial: Path) -> Unfinished:
     done = tuple(
         file
         for file, file_bytes in planned.items()
-        if file in progress.blobs and sizes.get(file) == file_bytes
+        if file in progress.blobs
+        and sizes.get(file) == _stored_bytes(progress.blobs[file], file_bytes)
     )
     started = [
         (name.removesuffix(UNWRITTEN_SUFFIX), file_bytes)
@@ -83,6 +84,11 @@ def read_unfinished(partial: Path) -> Unfinished:
         scratch_bytes=_tree_bytes(place.scratch),
         running=_is_locked(place.partial / "lock"),
     )
+
+
+def _stored_bytes(record: BlobRecord, planned_bytes: int) -> int:
+    """What a plan cannot know is how far a blob was compressed."""
+    return planned_bytes if record.frames is None else record.frames.file_bytes
 
 
 def _tree_bytes(path: Path) -> int:

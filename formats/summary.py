@@ -17,6 +17,7 @@ class BlobSummary:
 
     `layers` is (first, last), None outside the layers. `weights` counts the tensors that the model
     sees by how they are stored (NF4, BF16 …); quantisation constants belong to their weight.
+    `raw_bytes` is the size of the plain file, `file_bytes` unless the blob is compressed.
     """
 
     role: Role
@@ -24,6 +25,7 @@ class BlobSummary:
     files: tuple[str, str]
     count: int
     file_bytes: int
+    raw_bytes: int
     num_parameters: int
     weights: tuple[tuple[str, int], ...]
 
@@ -38,20 +40,26 @@ class PassBytes:
     """What one pass, and so one generated token, moves: every layer, then lm_head.
 
     Headers are left out, as a reader of the pack leaves them out. Of the embedding only the rows
-    of the tokens at hand are read; a tied lm_head is the embedding's weight.
+    of the tokens at hand are read; a tied lm_head is the embedding's weight. `disk_bytes` are
+    read for it: fewer, if the pack is compressed.
     """
 
     layer_bytes: int
     head_bytes: int
+    disk_bytes: int
 
     @property
     def total_bytes(self) -> int:
         """Layers and lm_head."""
         return self.layer_bytes + self.head_bytes
 
-    def seconds(self, gb_per_s: float) -> float:
+    def link_s(self, gb_per_s: float) -> float:
         """How long one pass takes over a link of that speed, in units of 10**9 bytes."""
         return self.total_bytes / (gb_per_s * 1e9)
+
+    def disk_s(self, gb_per_s: float) -> float:
+        """How long a disk of that speed takes for it."""
+        return self.disk_bytes / (gb_per_s * 1e9)
 
 
 def summarise_blobs(blobs: Iterable[Blob]) -> tuple[BlobSummary, ...]:
@@ -60,33 +68,35 @@ def summarise_blobs(blobs: Iterable[Blob]) -> tuple[BlobSummary, ...]:
 
 
 def fold_layers(rows: Iterable[BlobSummary]) -> tuple[BlobSummary, ...]:
-    """The same rows with runs of layers that differ in nothing but their number made one."""
-    folded: list[BlobSummary] = []
+    """The same rows with runs of layers that differ in nothing but their number made one.
+
+    Compressed layers differ in a few bytes, too: the row has their mean.
+    """
+    runs: list[list[BlobSummary]] = []
     for row in rows:
-        last = folded[-1] if folded else None
-        if last is not None and last.layers and row.layers and _shape(last) == _shape(row):
-            folded[-1] = replace(
-                last,
-                layers=(last.layers[0], row.layers[1]),
-                files=(last.files[0], row.files[1]),
-                count=last.count + row.count,
-            )
+        if runs and runs[-1][-1].layers and row.layers and _shape(runs[-1][-1]) == _shape(row):
+            runs[-1].append(row)
         else:
-            folded.append(row)
-    return tuple(folded)
+            runs.append([row])
+    return tuple(_folded(run) for run in runs)
 
 
 def pass_bytes(manifest: Manifest) -> PassBytes:
     """What a pass over the pack moves if nothing of it stays where it is computed."""
-    head_bytes = sum(
-        entry.length_bytes
+    head = [
+        (blob, entry.offset_bytes, entry.length_bytes)
         for blob in (manifest.embedding, manifest.head)
         for entry in blob.tensors
         if entry.name == manifest.model.head
-    )
+    ]
+    layers = [
+        (blob, blob.data_start_bytes, blob.raw_bytes - blob.data_start_bytes)
+        for blob in manifest.layers
+    ]
     return PassBytes(
-        layer_bytes=sum(blob.file_bytes - blob.data_start_bytes for blob in manifest.layers),
-        head_bytes=head_bytes,
+        layer_bytes=sum(length for _, _, length in layers),
+        head_bytes=sum(length for _, _, length in head),
+        disk_bytes=sum(_stored_bytes(*part) for part in [*layers, *head]),
     )
 
 
@@ -108,10 +118,28 @@ def _summary(blob: Blob) -> BlobSummary:
         files=(blob.file, blob.file),
         count=1,
         file_bytes=blob.file_bytes,
+        raw_bytes=blob.raw_bytes,
         num_parameters=blob.num_parameters,
         weights=tuple((kind, kinds.count(kind)) for kind in dict.fromkeys(kinds)),
     )
 
 
+def _stored_bytes(blob: Blob, offset_bytes: int, length_bytes: int) -> int:
+    if blob.frames is None or not length_bytes:
+        return length_bytes
+    return blob.frames.stored_range(offset_bytes, length_bytes)[1]
+
+
+def _folded(run: list[BlobSummary]) -> BlobSummary:
+    first, last = run[0], run[-1]
+    return replace(
+        first,
+        layers=(first.layers[0], last.layers[1]) if first.layers and last.layers else None,
+        files=(first.files[0], last.files[1]),
+        count=len(run),
+        file_bytes=round(sum(row.file_bytes for row in run) / len(run)),
+    )
+
+
 def _shape(row: BlobSummary) -> tuple[object, ...]:
-    return row.role, row.file_bytes, row.num_parameters, row.weights
+    return row.role, row.raw_bytes, row.num_parameters, row.weights

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 
 from layerpack.formats import nf4
 from layerpack.formats.digest import is_digest
+from layerpack.formats.frame_table import FRAMES_SUFFIX
 from layerpack.formats.header import TensorEntry
 from layerpack.formats.manifest import MANIFEST_NAME, Blob, Manifest, PackFile, Role
 from layerpack.formats.units import DTYPE_BYTES, PAGE_BYTES, num_elements
 
-_PLAIN_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}\.safetensors")
+_PLAIN_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}\.safetensors(\.zst)?")
 _LOAD_DTYPES = ("BF16", "F16", "F32")
 STORED_DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")
 """What a tensor of a pack may be: a reader needs no others."""
@@ -22,6 +23,9 @@ def manifest_problems(manifest: Manifest) -> list[str]:
     problems = [problem for blob in manifest.blobs for problem in _blob_problems(blob)]
     problems += _order_problems(manifest)
     problems += [problem for file in manifest.files for problem in _file_problems(file)]
+    for blob in manifest.blobs:
+        if (blob.frames is None) != (manifest.compression is None):
+            problems.append(f"{blob.file}: frames, or none, against features")
     files = [blob.file for blob in manifest.blobs] + [file.name for file in manifest.files]
     names = [entry.name for blob in manifest.blobs for entry in blob.tensors]
     problems += [f"{file} is listed twice" for file in _repeated(files)]
@@ -107,6 +111,7 @@ def _blob_problems(blob: Blob) -> Iterator[str]:
     if not _PLAIN_FILE_NAME.fullmatch(blob.file):
         yield f"file name {blob.file!r} is not a plain .safetensors name inside the pack"
         return
+    yield from _frames_problems(blob)
     if not is_digest(blob.digest):
         yield f"{blob.file}: digest {blob.digest[:60]!r} is not an xxh3_128 digest"
     if not blob.tensors:
@@ -126,12 +131,19 @@ def _blob_problems(blob: Blob) -> Iterator[str]:
         elif entry.offset_bytes > position:
             yield f"{blob.file}: hole before {entry.name}"
         position = entry.end_bytes
-    if position > blob.file_bytes:
-        yield f"{blob.file}: tensors end at byte {position}, outside its {blob.file_bytes} bytes"
-    elif position < blob.file_bytes:
-        yield f"{blob.file}: {blob.file_bytes - position} bytes after the last tensor"
+    if position > blob.raw_bytes:
+        yield f"{blob.file}: tensors end at byte {position}, outside its {blob.raw_bytes} bytes"
+    elif position < blob.raw_bytes:
+        yield f"{blob.file}: {blob.raw_bytes - position} bytes after the last tensor"
     yield from _nf4_problems(blob)
     yield from _alignment_problems(blob)
+
+
+def _frames_problems(blob: Blob) -> Iterator[str]:
+    if blob.file.endswith(FRAMES_SUFFIX) != (blob.frames is not None):
+        yield f"{blob.file}: file name and frames do not fit"
+    if blob.frames is not None and blob.frames.file_bytes != blob.file_bytes:
+        yield f"{blob.file}: frames end at {blob.frames.file_bytes}, not at {blob.file_bytes}"
 
 
 def _nf4_problems(blob: Blob) -> Iterator[str]:

@@ -15,15 +15,15 @@ from layerpack.formats import nf4
 from layerpack.formats.digest import Digest
 from layerpack.formats.each_file import ProgressCallback, Report, for_each_file
 from layerpack.formats.errors import PackError, StreamError
-from layerpack.formats.header import read_header
+from layerpack.formats.frame_reader import raw_reader
 from layerpack.formats.manifest import MANIFEST_NAME, Blob, PackFile
-from layerpack.formats.pack import Pack, read_manifest
-from layerpack.formats.read import Reader, open_reader
+from layerpack.formats.pack import Pack, read_manifest, stored_header
+from layerpack.formats.read import BufferedReader, Reader, open_reader
 from layerpack.formats.units import MIB, align_up
 
 NEEDED_FILES = ("config.json", "model.safetensors.index.json")
 """What no pack is without, whether its manifest lists them or not."""
-_THREADS, _PIECE_BYTES = 6, 8 * MIB
+_THREADS, _PIECE_BYTES = 8, 16 * MIB
 _SHOWN = 3
 
 
@@ -140,14 +140,13 @@ def _content(
     try:
         same = _digest(path, file.file_bytes, reader, report) == file.digest
         if isinstance(file, Blob):
-            header = _header_text(path, file)
-            if header:
+            if header := _header_text(path, file):
                 return How.HEADER, header
+            if same:
+                return How.STATE, _state_text(pack, file)
     except StreamError as error:
         return How.UNREADABLE, str(error)
-    if not same:
-        return How.DIGEST, "has other content than was written (digest)"
-    return How.STATE, _state_text(path, file) if isinstance(file, Blob) else ""
+    return How.DIGEST, "" if same else "has other content than was written (digest)"
 
 
 def _digest(path: Path, file_bytes: int, reader: Reader, report: Report) -> str:
@@ -166,22 +165,24 @@ def _digest(path: Path, file_bytes: int, reader: Reader, report: Report) -> str:
 
 def _header_text(path: Path, blob: Blob) -> str:
     try:
-        same = read_header(path) == blob.tensors
+        same = stored_header(path, blob.frames) == blob.tensors
     except PackError as error:
         return f"has a broken header: {str(error).removeprefix(f'{path}: ')}"
     return "" if same else f"has another header than {MANIFEST_NAME} says"
 
 
-def _state_text(path: Path, blob: Blob) -> str:
+def _state_text(pack: Pack, blob: Blob) -> str:
     """Whether the states in the blob are those that the manifest repeats."""
-    with open(path, "rb") as file:
+    reader = raw_reader(pack, BufferedReader())
+    try:
         for name, state in blob.nf4.items():
             entry = blob.tensor(name + nf4.STATE)
-            file.seek(entry.offset_bytes)
-            try:
-                stored = nf4.decode_state(file.read(entry.length_bytes), where=entry.name)
-            except PackError as error:
-                return str(error)
-            if stored != state:
+            raw = bytearray(entry.length_bytes)
+            reader.read(pack.blob_path(blob), entry.offset_bytes, len(raw), memoryview(raw))
+            if nf4.decode_state(bytes(raw), where=entry.name) != state:
                 return f"has another quantisation state of {name} than {MANIFEST_NAME} says"
+    except PackError as error:
+        return str(error)
+    finally:
+        reader.close()
     return ""

@@ -9,7 +9,7 @@ import torch
 from layerpack.formats.errors import CapacityError
 from layerpack.formats.pack import Pack
 from layerpack.runtime.machine import Machine, host_memory, pick_device
-from layerpack.runtime.measure import probe_machine
+from layerpack.runtime.measure import probe_decoding, probe_machine
 from layerpack.runtime.model import OpenOptions
 from layerpack.runtime.slices import pass_slices
 
@@ -43,8 +43,9 @@ class Assumed:
 def machine_for(pack: Pack, options: OpenOptions, assumed: Assumed) -> Machine:
     """This machine with what is assumed in place of what it has.
 
-    What is not assumed is measured; with everything assumed nothing is touched. Raises
-    CapacityError where a GPU is half assumed and there is none to measure the rest on, StreamError.
+    What is not assumed is measured: with everything assumed, only how fast a compressed pack is
+    decompressed. Raises CapacityError where a GPU is half assumed and there is none to measure the
+    rest on, StreamError.
     """
     gpu_parts = (assumed.vram_bytes, assumed.link_gb_s)
     whole_gpu = None not in gpu_parts
@@ -52,7 +53,7 @@ def machine_for(pack: Pack, options: OpenOptions, assumed: Assumed) -> Machine:
     if any_gpu and options.device == "cpu":
         raise CapacityError("--assume-vram and --assume-link are of a GPU; leave out --device cpu")
     if whole_gpu and assumed.disk_gb_s is not None:
-        machine = _unmeasured(assumed)
+        machine = _unmeasured(pack, options, assumed)
     else:
         device = torch.device("cpu") if whole_gpu else pick_device(options.device)
         if any_gpu and not whole_gpu and device.type == "cpu":
@@ -69,7 +70,7 @@ def machine_for(pack: Pack, options: OpenOptions, assumed: Assumed) -> Machine:
     return _assume(machine, assumed)
 
 
-def _unmeasured(assumed: Assumed) -> Machine:
+def _unmeasured(pack: Pack, options: OpenOptions, assumed: Assumed) -> Machine:
     free, total = host_memory()
     return Machine(
         device="assumed",
@@ -78,6 +79,7 @@ def _unmeasured(assumed: Assumed) -> Machine:
         host_total_bytes=total,
         link_gb_s=assumed.link_gb_s or 0.0,
         disk_gb_s=assumed.disk_gb_s or 0.0,
+        decode_gb_s=probe_decoding(pass_slices(pack), refresh=options.refresh),
     )
 
 

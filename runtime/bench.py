@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from layerpack.formats.errors import LayerpackError
+from layerpack.formats.errors import LayerpackError, PackError
 from layerpack.formats.manifest import Blob
 from layerpack.formats.pack import Pack
 from layerpack.runtime import measure
@@ -67,6 +67,11 @@ def run_bench(
     StreamError. Nothing is left behind: no file, thread or registration.
     """
     pack = Pack.open(path)
+    if pack.manifest.compression is not None:
+        raise PackError(
+            f"{path}: is compressed, which the loaders to compare with cannot read; run "
+            "`layerpack unpack` first and time the plain pack"
+        )
     device = pick_device(options.device)
     rows, left_out = [], []
     interrupted = False

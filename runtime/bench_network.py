@@ -12,6 +12,7 @@ from torch import nn
 from layerpack.formats.manifest import Blob
 from layerpack.formats.nf4 import SUFFIXES
 from layerpack.formats.pack import Pack
+from layerpack.formats.read import BufferedReader
 from layerpack.runtime.bench_load import Loader, Tensors, open_loader
 from layerpack.runtime.bench_rows import Method
 from layerpack.runtime.bind import TORCH_DTYPES, LayerBinder, PlaceViews, make_state
@@ -59,7 +60,9 @@ def open_network(
             else:
                 yield loader.load(num_layers)[head.name].reshape(-1).view(torch.uint8)
 
-        attach_ends(network, pack, device, slices=slices, use=use)
+        reader = BufferedReader()
+        stack.callback(reader.close)
+        attach_ends(network, pack, device, slices=slices, use=use, reader=reader)
         for number, layer in enumerate(layers):
             blob = pack.manifest.layers[number]
             _attach(layer, blob, f"{path}.{number}.", loader, number, device)

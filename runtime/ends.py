@@ -17,23 +17,27 @@ from layerpack.formats import nf4
 from layerpack.formats.manifest import Blob
 from layerpack.formats.nf4 import Nf4State
 from layerpack.formats.pack import Pack
+from layerpack.formats.read import Reader
 from layerpack.runtime.bind import TORCH_DTYPES, make_state, offset_tensor, view_tensor
-from layerpack.runtime.host import map_bytes, populate
+from layerpack.runtime.host import populate
 from layerpack.runtime.linear import bitsandbytes_functional, nf4_linear
 from layerpack.runtime.slices import Part, Slice, head_weight
+from layerpack.runtime.stored import FramedMatrix, tensor_bytes
 
 SliceContext = Callable[[int], contextlib.AbstractContextManager[torch.Tensor]]
 """`with use(index) as storage:` the slice's bytes (uint8) on the compute device."""
 
 
 class EmbeddingRows:
-    """Feeds an embedding module the rows of the tokens at hand, from a mapped file.
+    """Feeds an embedding module the rows of the tokens at hand, from a mapped or compressed file.
 
     The module keeps its own forward (some models scale in it); it sees a weight of as many rows
     as there are tokens, and positions in it for ids.
     """
 
-    def __init__(self, module: nn.Module, matrix: torch.Tensor, device: torch.device) -> None:
+    def __init__(
+        self, module: nn.Module, matrix: torch.Tensor | FramedMatrix, device: torch.device
+    ) -> None:
         self._matrix = matrix
         self._device = device
         module._parameters["weight"] = nn.Parameter(
@@ -47,8 +51,9 @@ class EmbeddingRows:
     def _gather(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         ids = args[0]
         tokens = ids.reshape(-1).cpu()
-        for token in tokens.unique().tolist():
-            populate(self._matrix[token].view(torch.uint8), "embedding")
+        if isinstance(self._matrix, torch.Tensor):
+            for token in tokens.unique().tolist():
+                populate(self._matrix[token].view(torch.uint8), "embedding")
         rows = self._matrix[tokens].to(self._device)
         module._parameters["weight"] = nn.Parameter(rows, requires_grad=False)
         places = torch.arange(rows.shape[0], device=self._device).view(ids.shape)
@@ -117,7 +122,7 @@ def _head_constants(
     for suffix in (nf4.ABSMAX, nf4.QUANT_MAP, nf4.NESTED_ABSMAX, nf4.NESTED_QUANT_MAP):
         entry = next((e for e in blob.tensors if e.name == name + suffix), None)
         if entry is not None:
-            raw = map_bytes(pack.blob_path(blob), entry.offset_bytes, entry.length_bytes)
+            raw = tensor_bytes(pack, blob, entry)
             # A clone is aligned to its element, wherever the bytes lay in the file.
             constants[suffix] = raw.clone().view(TORCH_DTYPES[entry.dtype]).to(device)
     return constants
@@ -145,23 +150,31 @@ def _rows_state(state: Nf4State, constants: dict[str, torch.Tensor], rows: tuple
     return result
 
 
-def embedding_matrix(pack: Pack) -> torch.Tensor:
-    """The embedding (vocabulary, hidden) as a read-only mapping: only rows in use are read."""
+def embedding_matrix(pack: Pack, reader: Reader) -> torch.Tensor | FramedMatrix:
+    """The embedding (vocabulary, hidden): only rows in use are read, by mapping or `reader`."""
     blob = pack.manifest.embedding
     entry = blob.tensor(pack.manifest.model.embedding)
-    raw = map_bytes(pack.blob_path(blob), entry.offset_bytes, entry.length_bytes)
-    return view_tensor(raw, entry, entry.offset_bytes)
+    if blob.frames is not None:
+        return FramedMatrix(pack.blob_path(blob), blob.frames, entry, reader)
+    return view_tensor(tensor_bytes(pack, blob, entry), entry, entry.offset_bytes)
 
 
 def attach_ends(
-    network: Any, pack: Pack, device: torch.device, *, slices: Sequence[Slice], use: SliceContext
+    network: Any,
+    pack: Pack,
+    device: torch.device,
+    *,
+    slices: Sequence[Slice],
+    use: SliceContext,
+    reader: Reader,
 ) -> None:
     """Embedding rows, lm_head by its slices, and the few other weights outside the layers.
 
-    `use` lends the bytes of one of `slices` on `device`.
+    `use` lends the bytes of one of `slices` on `device`; `reader` reads raw bytes of any blob, for
+    as long as the network is in use.
     """
     model = pack.manifest.model
-    matrix = embedding_matrix(pack)
+    matrix = embedding_matrix(pack, reader)
     embedding = network.get_input_embeddings()
     EmbeddingRows(embedding, matrix, device)
     elsewhere = {model.embedding, model.head}
@@ -170,7 +183,7 @@ def attach_ends(
         for entry in blob.tensors:
             if entry.name in elsewhere:
                 continue
-            raw = map_bytes(pack.blob_path(blob), entry.offset_bytes, entry.length_bytes)
+            raw = tensor_bytes(pack, blob, entry)
             owner, _, leaf = entry.name.rpartition(".")
             network.get_submodule(owner)._parameters[leaf] = nn.Parameter(
                 view_tensor(raw, entry, entry.offset_bytes).to(device, copy=True),

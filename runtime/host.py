@@ -25,6 +25,7 @@ import torch
 from layerpack.formats.errors import CapacityError, StreamError
 from layerpack.formats.read import Reader
 from layerpack.formats.units import MIB, human_bytes
+from layerpack.runtime.interrupts import stop_if
 from layerpack.runtime.pieces import split
 from layerpack.runtime.ring import ReadRing
 from layerpack.runtime.slices import Slice
@@ -144,11 +145,39 @@ class _Populating:
         """Nothing is open."""
 
 
+def read_slice(
+    part: Slice,
+    whole: memoryview,
+    reader: Reader,
+    *,
+    watchdog_s: float,
+    cancelled: threading.Event,
+) -> None:
+    """Read the slice to the beginning of `whole`, by several threads; blocks. Raises StreamError.
+
+    For direct reads `whole` must begin on a page and hold the slice's `slot_bytes`.
+    """
+    pieces = split(part, _COPY_BYTES)
+    ring = ReadRing(
+        # As many buffers as pieces: each is read to its place.
+        buffers=[whole[piece.offset_bytes - part.offset_bytes :] for piece in pieces],
+        reader=reader,
+        piece_of=lambda ticket: pieces[ticket],
+        num_threads=min(_COPY_THREADS, len(pieces)),
+        num_tickets=len(pieces),
+    )
+    with ring:
+        for _ in pieces:
+            stop_if(cancelled)
+            ring.take(timeout_s=watchdog_s)
+            ring.release(None)
+
+
 class HostStore:
     """Slices held in host memory for the device to copy from. A context manager.
 
     After `load`, `tensors[index]` is the slice's bytes. `copied_bytes` counts what had to be
-    copied to pinned memory because its mapping could not be registered.
+    copied to pinned memory: its mapping could not be registered, or it is compressed.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -169,11 +198,14 @@ class HostStore:
     ) -> None:
         """Map and register each slice, or copy it; blocks, until `cancelled` at the latest.
 
+        Compressed slices are decoded into pinned memory: there is no file to map.
+
         Raises StreamError, CapacityError.
         """
         cancelled = cancelled or threading.Event()
         if may_register:
-            self._map_all(slices, watchdog_s, cancelled)
+            plain = [part for part in slices if part.frames is None]
+            self._map_all(plain, watchdog_s, cancelled)
         for part in slices:
             if part.index not in self.tensors:
                 self.tensors[part.index] = self._copy(part, reader, watchdog_s, cancelled)
@@ -212,21 +244,7 @@ class HostStore:
     ) -> torch.Tensor:
         pinned = PinnedBuffers(count=1, each_bytes=part.slot_bytes, device=self._device)
         self._copies.append(pinned)
-        pieces = split(part, _COPY_BYTES)
-        whole = pinned.views[0]
-        ring = ReadRing(
-            # As many buffers as pieces: each is read to its place.
-            buffers=[whole[number * _COPY_BYTES :] for number in range(len(pieces))],
-            reader=reader,
-            piece_of=lambda ticket: pieces[ticket],
-            num_threads=min(_COPY_THREADS, len(pieces)),
-            num_tickets=len(pieces),
-        )
-        with ring:
-            for _ in pieces:
-                stop_if(cancelled)
-                ring.take(timeout_s=watchdog_s)
-                ring.release(None)
+        read_slice(part, pinned.views[0], reader, watchdog_s=watchdog_s, cancelled=cancelled)
         self.copied_bytes += part.length_bytes
         return pinned.tensors[0][: part.length_bytes]
 
@@ -279,12 +297,6 @@ def _anonymous(length_bytes: int) -> torch.Tensor:
             "lower --ram"
         ) from reason
     return torch.from_numpy(np.frombuffer(memory, dtype=np.uint8))
-
-
-def stop_if(cancelled: threading.Event) -> None:
-    """Raise StreamError if whoever waits for the weights has given up."""
-    if cancelled.is_set():
-        raise StreamError("opening was given up before all weights were loaded")
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""Ctrl-C held back for as long as something must be undone as a whole."""
+"""Ctrl-C held back while something is undone as a whole, and work given up for its sake."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+from layerpack.formats.errors import StreamError
 
 
 @contextmanager
@@ -27,3 +29,9 @@ def deferred_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGINT, previous)
         if caught:
             previous(*caught[0])
+
+
+def stop_if(cancelled: threading.Event) -> None:
+    """Raise StreamError if whoever waits for the weights has given up."""
+    if cancelled.is_set():
+        raise StreamError("opening was given up before all weights were loaded")

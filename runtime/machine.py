@@ -15,6 +15,8 @@ from layerpack.formats.errors import CapacityError
 
 READ_THREADS = 8
 """Threads that read the disk where no number was found to be better."""
+DECODE_THREADS = 16
+"""The fewest threads that read a compressed pack: most of their time they decompress."""
 _UNLIMITED = 1 << 60
 _CGROUPS = Path("/sys/fs/cgroup")
 
@@ -25,7 +27,8 @@ class Machine:
 
     `vram_free_bytes` is what this process may still allocate; None on a CPU. `host_total_bytes` is
     all the memory of the machine or cgroup (0: not known). `disk_gb_s` is what `disk_threads`
-    threads read.
+    threads read. `decode_gb_s` counts the bytes that come out when DECODE_THREADS threads
+    decompress; 0 where the pack is plain.
     """
 
     device: str
@@ -35,6 +38,7 @@ class Machine:
     link_gb_s: float
     disk_gb_s: float
     disk_threads: int = READ_THREADS
+    decode_gb_s: float = 0.0
 
 
 def pick_device(wanted: str) -> torch.device:

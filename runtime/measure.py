@@ -1,7 +1,8 @@
 """How fast this machine's links are, measured in about a second and remembered.
 
 The link is measured once per device, the disk once per pack: two packs on one file system may lie
-on different parts of a drive, or on different drives. `refresh` measures again.
+on different parts of a drive, or on different drives. So is decompressing, where a pack is
+compressed. `refresh` measures again.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 from layerpack.formats.errors import CapacityError
 from layerpack.formats.read import Reader, open_reader
 from layerpack.formats.units import MIB, align_up, human_bytes
+from layerpack.runtime.decode_speed import measure_decode
 from layerpack.runtime.host import PinnedBuffers
 from layerpack.runtime.machine import Machine, host_memory, vram_free_bytes
 from layerpack.runtime.measure_cache import Disk, load_links, store_links
@@ -69,7 +71,24 @@ def probe_machine(
         link_gb_s=link_gb_s,
         disk_gb_s=disk.gb_s,
         disk_threads=disk.num_threads,
+        decode_gb_s=probe_decoding(slices, refresh=refresh),
     )
+
+
+def probe_decoding(slices: Sequence[Slice], *, refresh: bool = False) -> float:
+    """GB/s that come out of the pack's frames, from the cache or measured; 0 for a plain pack.
+
+    Raises StreamError.
+    """
+    if (table := slices[0].frames) is None:
+        return 0.0
+    # Another pack may decode at another speed, and another container may have other cores.
+    key = f"{os.cpu_count()} cores {table.raw_digest}"
+    known = load_links()
+    if refresh or key not in known.decoders:
+        known.decoders[key] = measure_decode(slices)
+        store_links(known)
+    return known.decoders[key]
 
 
 def measure_link(device: torch.device) -> float:
@@ -140,7 +159,7 @@ def measure_disk(
 
 def _somewhere(slices: Sequence[Slice], piece_bytes: int) -> list[Piece]:
     """All pieces in file order, beginning anywhere: the next measurement reads others."""
-    pieces = [piece for part in slices for piece in split(part, piece_bytes)]
+    pieces = [piece for part in slices for piece in split(part.stored, piece_bytes)]
     start = secrets.randbelow(len(pieces))
     return pieces[start:] + pieces[:start]
 

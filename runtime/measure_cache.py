@@ -28,10 +28,14 @@ class Disk:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Links:
-    """GB/s from host memory by device name; disks by the pack's directory (device:inode)."""
+    """GB/s from host memory by device name; disks by the pack's directory (device:inode).
+
+    `decoders`: GB/s out of a compressed pack's frames, by cores and pack.
+    """
 
     links: dict[str, float] = field(default_factory=dict)
     disks: dict[str, Disk] = field(default_factory=dict)
+    decoders: dict[str, float] = field(default_factory=dict)
 
 
 def cache_file() -> Path:
@@ -46,7 +50,7 @@ def load_links() -> Links:
         data = parse_json(cache_file().read_bytes())
     except (OSError, ValueError):
         return Links()
-    links, disks = ({}, {}) if not isinstance(data, dict) else _tables(data)
+    links, disks, decoders = (_table(data, name) for name in ("links", "disks", "decoders"))
     return Links(
         links={name: float(gb_s) for name, gb_s in links.items() if _is_rate(gb_s)},
         disks={
@@ -54,6 +58,7 @@ def load_links() -> Links:
             for key, entry in disks.items()
             if _is_disk(entry)
         },
+        decoders={key: float(gb_s) for key, gb_s in decoders.items() if _is_rate(gb_s)},
     )
 
 
@@ -73,9 +78,9 @@ def store_links(known: Links) -> None:
             raise
 
 
-def _tables(data: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    links, disks = data.get("links"), data.get("disks")
-    return links if isinstance(links, dict) else {}, disks if isinstance(disks, dict) else {}
+def _table(data: Any, name: str) -> dict[str, Any]:
+    table = data.get(name) if isinstance(data, dict) else None
+    return table if isinstance(table, dict) else {}
 
 
 def _is_rate(value: Any) -> bool:

@@ -159,7 +159,14 @@ class Model:
                 weights = opening.result()
                 loaded_s = time.perf_counter()
                 weights.attach(decoder_layers(network, pack.manifest.model.layers_path))
-                attach_ends(network, pack, device, slices=chosen.slices, use=weights.use)
+                attach_ends(
+                    network,
+                    pack,
+                    device,
+                    slices=chosen.slices,
+                    use=weights.use,
+                    reader=weights.reader,
+                )
             setup = SetupTimes(
                 draft_s=drafted_s - begin_s,
                 plan_s=planned_s - drafted_s,

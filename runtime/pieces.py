@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,14 +25,17 @@ class Piece:
 
 
 def split(part: Slice, piece_bytes: int) -> tuple[Piece, ...]:
-    """The slice as pieces of at most `piece_bytes`, in file order."""
+    """The slice as pieces of at most `piece_bytes`, in file order.
+
+    In a compressed file they end where a frame does, wherever the slice begins, so that no frame
+    is decoded twice within a slice.
+    """
     end = part.offset_bytes + part.length_bytes
+    base = part.offset_bytes if part.frames is None else part.frames.first_bytes
+    cuts = [part.offset_bytes]
+    while cuts[-1] < end:
+        cuts.append(min(base + ((cuts[-1] - base) // piece_bytes + 1) * piece_bytes, end))
     return tuple(
-        Piece(
-            path=part.path,
-            offset_bytes=offset,
-            length_bytes=min(piece_bytes, end - offset),
-            title=part.title,
-        )
-        for offset in range(part.offset_bytes, end, piece_bytes)
+        Piece(path=part.path, offset_bytes=begin, length_bytes=after - begin, title=part.title)
+        for begin, after in itertools.pairwise(cuts)
     )

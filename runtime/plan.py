@@ -13,7 +13,8 @@ from enum import Enum
 
 from layerpack.formats.errors import CapacityError
 from layerpack.formats.units import GIB, MIB, human_bytes
-from layerpack.runtime.machine import Machine
+from layerpack.runtime.compression import CompressionEffect, compression_effect
+from layerpack.runtime.machine import DECODE_THREADS, Machine
 from layerpack.runtime.slices import Slice
 from layerpack.runtime.spread import fill, total_bytes
 
@@ -79,8 +80,9 @@ class Limits:
 class Plan:
     """`tiers[i]` is where slice i lives. Times are predictions for one pass, in seconds.
 
-    `streamed_bytes` pass through the device's slots in each pass, `disk_bytes` of them come from
-    disk; `num_pieces` buffers of `piece_bytes` are between the disk and the slots, filled by
+    `streamed_bytes` pass through the device's slots in each pass, `disk_bytes` are read from disk
+    for it (fewer than come out, if the pack is compressed; then `compression` is set);
+    `num_pieces` buffers of `piece_bytes` are between the disk and the slots, filled by
     `read_threads` threads. Of `vram_bytes` that may be used, `margin_bytes` are left alone;
     `host_budget_bytes` is what weights in host memory may take.
     """
@@ -100,11 +102,17 @@ class Plan:
     disk_bytes: int
     link_s: float
     disk_s: float
+    compression: CompressionEffect | None = None
+
+    @property
+    def decode_s(self) -> float:
+        """Time to decompress what comes from disk."""
+        return 0.0 if self.compression is None else self.compression.decode_s
 
     @property
     def pass_s(self) -> float:
-        """The slowest link's time."""
-        return max(self.link_s, self.disk_s)
+        """The time of what is slowest: link, disk or decompressing."""
+        return max(self.link_s, self.disk_s, self.decode_s)
 
     def bytes_in(self, tier: Tier) -> int:
         """Weights that live in `tier`."""
@@ -195,10 +203,11 @@ def _plan(
     host_budget_bytes: int,
 ) -> Plan:
     on_gpu = machine.vram_free_bytes is not None
-    lengths = [(part.length_bytes, where) for part, where in zip(slices, tiers, strict=True)]
-    disk_bytes = sum(length for length, where in lengths if where is Tier.DISK)
-    host_bytes = sum(length for length, where in lengths if where is Tier.HOST)
-    moved_bytes = disk_bytes + (host_bytes if on_gpu else 0)
+    on_disk = [part for part, where in zip(slices, tiers, strict=True) if where is Tier.DISK]
+    in_host = [part for part, where in zip(slices, tiers, strict=True) if where is Tier.HOST]
+    stored_bytes = sum(part.stored.length_bytes for part in on_disk)
+    moved_bytes = sum(part.length_bytes for part in ([*on_disk, *in_host] if on_gpu else on_disk))
+    link_s = moved_bytes / (machine.link_gb_s * 1e9) if machine.link_gb_s else 0.0
     slot_bytes = max(part.slot_bytes for part in slices)
     return Plan(
         slices=slices,
@@ -206,17 +215,25 @@ def _plan(
         num_slots=num_slots if moved_bytes else 0,
         slot_bytes=slot_bytes if moved_bytes else 0,
         piece_bytes=min(PIECE_BYTES, slot_bytes),
-        num_pieces=NUM_PIECES if disk_bytes else 0,
-        read_threads=min(machine.disk_threads, NUM_PIECES) if disk_bytes else 0,
+        num_pieces=NUM_PIECES if on_disk else 0,
+        read_threads=min(_read_threads(slices, machine), NUM_PIECES) if on_disk else 0,
         needs=needs,
         vram_bytes=vram_bytes,
         margin_bytes=margin_bytes,
         host_budget_bytes=max(0, host_budget_bytes),
         streamed_bytes=moved_bytes,
-        disk_bytes=disk_bytes,
-        link_s=moved_bytes / (machine.link_gb_s * 1e9) if machine.link_gb_s else 0.0,
-        disk_s=disk_bytes / (machine.disk_gb_s * 1e9) if machine.disk_gb_s else 0.0,
+        disk_bytes=stored_bytes,
+        link_s=link_s,
+        disk_s=stored_bytes / (machine.disk_gb_s * 1e9) if machine.disk_gb_s else 0.0,
+        compression=compression_effect(on_disk, machine, link_s) if slices[0].frames else None,
     )
+
+
+def _read_threads(slices: Sequence[Slice], machine: Machine) -> int:
+    """Those that read fastest; readers of a compressed pack decompress as well: some more."""
+    if slices[0].frames is None:
+        return machine.disk_threads
+    return max(machine.disk_threads, DECODE_THREADS)
 
 
 def _host_budget(machine: Machine, limits: Limits, taken_bytes: int) -> int:

@@ -28,6 +28,8 @@ def plan_text(plan: Plan, machine: Machine, *, each_layer: bool = False) -> str:
     lines.append("a pass moves")
     lines += _link_lines(plan, machine) or ["  nothing"]
     lines.append(_pass_line(plan, machine))
+    if plan.compression is not None:
+        lines.append(plan.compression.text)
     if each_layer:
         lines += [
             f"  {part.title:<10} {human_bytes(part.length_bytes):>9}  {_WHERE[tier]}"
@@ -60,11 +62,26 @@ def plan_facts(plan: Plan, machine: Machine) -> dict[str, Any]:
         "disk_bytes": plan.disk_bytes,
         "link_s": plan.link_s,
         "disk_s": plan.disk_s,
+        "compression": _compression_facts(plan, machine),
         "pass_s": plan.pass_s,
         "layers": [
             {"name": part.title, "tier": tier.value, "bytes": part.length_bytes}
             for part, tier in zip(plan.slices, plan.tiers, strict=True)
         ],
+    }
+
+
+def _compression_facts(plan: Plan, machine: Machine) -> dict[str, Any] | None:
+    effect = plan.compression
+    if effect is None:
+        return None
+    return {
+        "stored_bytes": effect.stored_bytes,
+        "raw_bytes": effect.raw_bytes,
+        "decode_gb_s": machine.decode_gb_s,
+        "decode_s": effect.decode_s,
+        "unpacked_pass_s": effect.plain_s,
+        "pays": effect.pays,
     }
 
 
@@ -138,6 +155,7 @@ def _link_line(name: str, moved: int, gb_s: float, seconds: float, how: str) -> 
 def _pass_line(plan: Plan, machine: Machine) -> str:
     if not plan.pass_s:
         return "no link bounds a pass, only the arithmetic"
-    slowest = "disk" if plan.disk_s >= plan.link_s else "link"
+    times_s = {"disk": plan.disk_s, "link": plan.link_s, "decompression": plan.decode_s}
+    slowest = max(times_s, key=lambda name: times_s[name])
     beside = "" if machine.vram_free_bytes is not None else ", and the CPU's arithmetic"
     return f"a pass takes {plan.pass_s:.3f} s: the time of the {slowest}{beside}"

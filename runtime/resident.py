@@ -8,8 +8,9 @@ from collections.abc import Sequence
 
 import torch
 
-from layerpack.formats.read import BufferedReader
-from layerpack.runtime.host import PinnedBuffers, stop_if
+from layerpack.formats.read import Reader
+from layerpack.runtime.host import PinnedBuffers
+from layerpack.runtime.interrupts import stop_if
 from layerpack.runtime.pieces import split
 from layerpack.runtime.ring import ReadRing
 from layerpack.runtime.slices import Slice
@@ -19,6 +20,7 @@ _PIECE_BYTES, _NUM_BUFFERS, _NUM_THREADS = 16 << 20, 12, 8
 
 def load_resident(
     slices: Sequence[Slice],
+    reader: Reader,
     device: torch.device,
     *,
     watchdog_s: float,
@@ -26,8 +28,8 @@ def load_resident(
 ) -> dict[int, torch.Tensor]:
     """Each slice's bytes (uint8) on `device`, by index; blocks, until `cancelled` at the latest.
 
-    Read through the page cache: a pack that was just used or written is still there. Raises
-    StreamError.
+    `reader` had better go through the page cache: a pack that was just used or written is still
+    there. Raises StreamError.
     """
     cancelled = cancelled or threading.Event()
     pieces = [(part, piece) for part in slices for piece in split(part, _PIECE_BYTES)]
@@ -42,8 +44,6 @@ def load_resident(
             count=min(_NUM_BUFFERS, len(pieces)), each_bytes=_PIECE_BYTES, device=device
         )
         stack.callback(buffers.close)
-        reader = BufferedReader()
-        stack.callback(reader.close)
         stack.callback(lambda: _CurrentStream(device).wait())
         ring = ReadRing(
             buffers=buffers.views,

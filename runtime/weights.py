@@ -11,17 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from layerpack.formats.frame_reader import raw_reader
 from layerpack.formats.pack import Pack
-from layerpack.formats.read import Reader, open_reader
+from layerpack.formats.read import BufferedReader, Reader, open_reader
 from layerpack.runtime.bind import LayerBinder, PlaceViews, place_views
 from layerpack.runtime.gpu_clock import GpuClock
-from layerpack.runtime.host import (
-    HostStore,
-    PinnedBuffers,
-    advise_needed,
-    map_slice,
-    populate,
-)
+from layerpack.runtime.host import HostStore, PinnedBuffers, advise_needed, populate
 from layerpack.runtime.interrupts import deferred_interrupts
 from layerpack.runtime.lane import CudaLane, HostLane, Lane
 from layerpack.runtime.layer_spans import LayerSpans
@@ -30,6 +25,7 @@ from layerpack.runtime.plan import Plan, Tier
 from layerpack.runtime.resident import load_resident
 from layerpack.runtime.ring import ReadRing
 from layerpack.runtime.slices import Part
+from layerpack.runtime.stored import slices_in_memory
 from layerpack.runtime.stream import WeightStream
 from layerpack.runtime.trace import Trace
 
@@ -41,7 +37,8 @@ class Weights:
 
     Loading stops, with StreamError, once `cancelled` is set. `use(index)` lends a slice's bytes
     on the compute device for the length of a with block; `attach` makes each decoder layer do
-    that around its own forward.
+    that around its own forward. `reader` reads raw bytes of any blob through the page cache,
+    until the end.
     """
 
     def __init__(
@@ -74,8 +71,10 @@ class Weights:
 
     def _open(self, opening: contextlib.ExitStack, direct: bool | None, may_register: bool) -> None:
         plan, on_gpu = self._plan, self._device.type == "cuda"
-        reader = open_reader(plan.slices[0].path, direct=direct)
+        reader = raw_reader(self._pack, open_reader(plan.slices[0].path, direct=direct))
         opening.callback(reader.close)
+        self.reader = raw_reader(self._pack, BufferedReader())
+        opening.callback(self.reader.close)
         host: dict[int, torch.Tensor] = {}
         if on_gpu:
             store = opening.enter_context(HostStore(self._device))
@@ -89,12 +88,18 @@ class Weights:
             host = store.tensors
             self._resident = load_resident(
                 plan.slices_in(Tier.VRAM),
+                self.reader,
                 self._device,
                 watchdog_s=self._watchdog_s,
                 cancelled=self._cancelled,
             )
         else:
-            self._resident = {part.index: map_slice(part) for part in plan.slices_in(Tier.HOST)}
+            self._resident = slices_in_memory(
+                plan.slices_in(Tier.HOST),
+                reader,
+                watchdog_s=self._watchdog_s,
+                cancelled=self._cancelled,
+            )
         opening.callback(self._resident.clear)
         streamed = [part for part in plan.slices if part.index not in self._resident]
         if not streamed:

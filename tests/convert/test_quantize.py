@@ -11,6 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from layerpack.convert.double_quant import exact_mean, nest_absmax, nested_map
+from layerpack.convert.nf4_bits import bfloat16_codes
 from layerpack.convert.nf4_blocks import search_codes, table_codes
 from layerpack.convert.quantize import quantize_nf4
 from layerpack.formats import nf4
@@ -98,6 +99,36 @@ def test_table_and_search_agree_on_every_16_bit_value_and_around_every_midpoint(
     scaled = scaled[scaled.abs() <= 1 + 1e-6]
     assert scaled.numel() > 500_000
     assert torch.equal(table_codes(scaled), search_codes(scaled))
+
+
+def from_bits(bits: torch.Tensor) -> torch.Tensor:
+    return bits.to(torch.int16).view(torch.bfloat16)
+
+
+@pytest.mark.parametrize("exponent", [8, 9, 60, 127, 200, 250, 251])
+def test_codes_from_bits_are_those_of_the_arithmetic_for_every_pair(exponent: int) -> None:
+    """Every mantissa of absmax with every weight down to its 600th part, and some beyond."""
+    distances = torch.cat([torch.arange(-1200, 128), torch.arange(-30_000, -1200, 67)])
+    for mantissa in range(128):
+        largest = exponent * 128 + mantissa
+        bits = largest - mantissa + distances
+        bits = bits[(bits >= 0) & (bits <= largest)]
+        bits = torch.cat([bits, bits - 32768])
+        bits = torch.nn.functional.pad(bits, (0, -bits.numel() % 63)).view(-1, 63)
+        blocks = from_bits(torch.nn.functional.pad(bits, (1, 0), value=largest))
+        found = bfloat16_codes(blocks, search_codes)
+        assert found is not None
+        absmax = from_bits(torch.tensor([largest])).float()
+        assert torch.equal(found[1], absmax.expand(len(blocks)))
+        scaled = blocks.float() * absmax.reciprocal()
+        assert torch.equal(found[0], search_codes(scaled.view(-1)))
+
+
+@pytest.mark.parametrize("bits", [0, 1, 127, 7 * 128 + 127, 252 * 128, 255 * 128, 255 * 128 + 1])
+def test_bits_are_left_to_the_arithmetic_where_they_do_not_tell(bits: int) -> None:
+    blocks = make_weight((4, 64), torch.bfloat16, seed=2)
+    blocks[2] = from_bits(torch.tensor([bits]))
+    assert bfloat16_codes(blocks, search_codes) is None
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

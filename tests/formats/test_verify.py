@@ -153,7 +153,7 @@ def test_random_damage_of_a_real_pack_is_found_and_crashes_nothing(
     assert not found(path)
     chance, opened = random.Random(5), 0
     files = sorted(path.iterdir())
-    for number in range(240):
+    for number in range(120):
         file = files[number % len(files)]
         raw = damage(file, chance)
         assert file.name in found(path), file.name
@@ -167,4 +167,4 @@ def test_random_damage_of_a_real_pack_is_found_and_crashes_nothing(
             pass
         file.write_bytes(raw)
     assert not found(path)
-    assert opened > 10
+    assert opened > 5

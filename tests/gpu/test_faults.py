@@ -107,11 +107,16 @@ def test_a_device_that_fills_up_while_opening_says_so(
 ) -> None:
     whole = logits_of(pack, options(tier))
     make_plan = model.make_plan
+    taken: list[torch.Tensor] = []
 
     def then_fill(*arguments: Any) -> Any:
         result = make_plan(*arguments)
         torch.cuda.empty_cache()
         torch.cuda.set_per_process_memory_fraction(1e-9)  # what somebody else takes is gone, too
+        for size_bytes in (1 << 20, 1 << 14, 512):  # what this process has taken, but not in use
+            with contextlib.suppress(torch.OutOfMemoryError):
+                while True:
+                    taken.append(torch.empty(size_bytes, dtype=torch.uint8, device="cuda"))
         return result
 
     try:
@@ -120,6 +125,7 @@ def test_a_device_that_fills_up_while_opening_says_so(
             with pytest.raises(CapacityError, match="the device ran out of memory while"):
                 logits_of(pack, options(tier))
     finally:
+        taken.clear()
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert not registered
     assert torch.equal(logits_of(pack, options(tier)), whole)

@@ -78,7 +78,7 @@ def test_the_text_is_that_without_a_draft(pack_of: PackOf, name: str) -> None:
 
 def test_a_plain_checkpoint_as_draft(pack_of: PackOf, checkpoint_of: Callable[..., Path]) -> None:
     draft = checkpoint_of("llama")
-    allocated = []
+    allocated: list[int] = []
     for _ in range(3):
         with Model.open(pack_of("llama"), options(WAYS["host"], draft=draft)) as model:
             plain = model.generate(PROMPT, GenerateOptions(max_new_tokens=40, draft_tokens=0))

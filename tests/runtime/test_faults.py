@@ -23,7 +23,7 @@ from faults import Disk, after_interrupt, nothing_left, threads
 from layerpack.formats.errors import CapacityError, LayerpackError, StalledError, StreamError
 from layerpack.formats.pack import Pack
 from layerpack.formats.read import BufferedReader
-from layerpack.runtime import host, measure, model, opening, weights
+from layerpack.runtime import host, measure, model, opening, stored, weights
 from layerpack.runtime.generate import GenerateOptions
 from layerpack.runtime.host import HostStore
 from layerpack.runtime.lane import HostLane
@@ -110,7 +110,8 @@ def load_host(slices: tuple[Slice, ...], *, may_register: bool = False) -> None:
 
 
 def load_vram(slices: tuple[Slice, ...]) -> None:
-    load_resident(slices, torch.device("cpu"), watchdog_s=0.4)
+    with closing(BufferedReader()) as reader:
+        load_resident(slices, reader, torch.device("cpu"), watchdog_s=0.4)
 
 
 @faults
@@ -245,7 +246,7 @@ def interrupt(*_: object, **__: object) -> Any:
 OPENING = {
     "measuring": (measure, "_time_reads"),
     "taking buffers": (weights, "PinnedBuffers"),
-    "mapping": (weights, "map_slice"),
+    "mapping": (stored, "map_slice"),
     "starting the stream": (weights, "WeightStream"),
     "building the skeleton": (model, "build_skeleton"),
     "waiting for weights": (opening.Opening, "result"),
@@ -276,7 +277,8 @@ def test_ctrl_c_ends_a_long_loading(pack: Path, monkeypatch: pytest.MonkeyPatch)
         for _round in range(1000):
             with closing(BufferedReader()) as reader, HostStore(torch.device("cpu")) as store:
                 store.load(slices, reader, may_register=False, cancelled=cancelled)
-                load_resident(slices, torch.device("cpu"), watchdog_s=5, cancelled=cancelled)
+                cpu = torch.device("cpu")
+                load_resident(slices, reader, cpu, watchdog_s=5, cancelled=cancelled)
 
     monkeypatch.setattr(model, "_open_weights", slowly)
     with nothing_left(pack, within_s=10), pytest.raises(KeyboardInterrupt):
