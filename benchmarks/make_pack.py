@@ -2,9 +2,9 @@
 
     python benchmarks/make_pack.py qwen2.5-72b /data/random-72b [--layers N]
 
-A 72B pack needs no 145 GB source this way. Every layer holds the same random codes under its own
-names: what is timed is bytes and arithmetic, not meaning. The weights are scaled so that
-activations stay finite. The tokenizer knows bytes.
+A 72B pack needs no 145 GB source this way. Every layer holds random codes of its own, so that no
+storage can keep two as one: what is timed is bytes and arithmetic, not meaning. The weights are
+scaled so that activations stay finite. The tokenizer knows bytes.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,14 @@ from shapes import SHAPES
 
 from layerpack.formats import nf4
 from layerpack.formats.blob import BlobWriter
+from layerpack.formats.digest import file_digest
 from layerpack.formats.layout import Nf4Spec, PlainSpec, layout_blob
 from layerpack.formats.manifest import (
     MANIFEST_NAME,
     Blob,
     Manifest,
     Model,
+    PackFile,
     Quantization,
     Role,
     Source,
@@ -36,6 +39,7 @@ from layerpack.formats.units import human_bytes
 
 _ABSMAX = 0.02 * 2.5
 _PIECE = 1 << 26
+_NUM_WRITERS = 4  # one waits for the disk while another makes bytes
 
 
 class _Random:
@@ -55,7 +59,7 @@ def _bf16(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 def _write(path: Path, specs: list[Nf4Spec | PlainSpec], role: Role, layer: int | None) -> Blob:
     layout = layout_blob(specs)
-    random = _Random(0)
+    random = _Random(0 if layer is None else layer + 1)
     states = {
         spec.name: nf4.Nf4State(
             shape=spec.shape,
@@ -101,7 +105,8 @@ def _write(path: Path, specs: list[Nf4Spec | PlainSpec], role: Role, layer: int 
     )
 
 
-def _layer_specs(config: dict[str, Any], prefix: str) -> list[Nf4Spec | PlainSpec]:
+def layer_specs(config: dict[str, Any], prefix: str) -> list[Nf4Spec | PlainSpec]:
+    """The tensors of one decoder layer, in the order of use; names begin with `prefix`."""
     hidden, inner = config["hidden_size"], config["intermediate_size"]
     width = hidden // config["num_attention_heads"]
     kv = config["num_key_value_heads"] * width
@@ -135,19 +140,27 @@ def _layer_specs(config: dict[str, Any], prefix: str) -> list[Nf4Spec | PlainSpe
 
 
 def make_pack(model: str, path: Path, *, num_layers: int | None = None) -> Manifest:
-    """Write the pack; the manifest. Nothing is done if `path` has one already."""
+    """Write the pack, over one that is there; the manifest."""
     config = dict(SHAPES[model])
     config["num_hidden_layers"] = num_layers or config["num_hidden_layers"]
     path.mkdir(parents=True, exist_ok=True)
     hidden, vocabulary = config["hidden_size"], config["vocab_size"]
     matrix = PlainSpec(name="model.embed_tokens.weight", dtype="BF16", shape=(vocabulary, hidden))
     blobs = [_write(path / "embed.safetensors", [matrix], Role.EMBEDDING, None)]
-    for layer in range(config["num_hidden_layers"]):
-        specs = _layer_specs(config, f"model.layers.{layer}.")
-        blobs.append(_write(path / f"layer-{layer:03d}.safetensors", specs, Role.LAYER, layer))
+
+    def write_layer(layer: int) -> Blob:
+        specs = layer_specs(config, f"model.layers.{layer}.")
+        return _write(path / f"layer-{layer:03d}.safetensors", specs, Role.LAYER, layer)
+
+    with ThreadPoolExecutor(_NUM_WRITERS) as pool:
+        blobs += pool.map(write_layer, range(config["num_hidden_layers"]))
     norm = PlainSpec(name="model.norm.weight", dtype="BF16", shape=(hidden,))
     head = replace(matrix, name="lm_head.weight")
     blobs.append(_write(path / "head.safetensors", [head, norm], Role.HEAD, None))
+    config |= {"dtype": "bfloat16", "quantization_config": _QUANTIZATION}
+    (path / "config.json").write_text(json.dumps(config, indent=1))
+    (path / "model.safetensors.index.json").write_text(json.dumps(_index(blobs), indent=1))
+    _write_tokenizer(path)
     manifest = Manifest(
         producer="layerpack benchmarks",
         source=Source(kind="directory", id=f"random {model}", revision=None, files=()),
@@ -162,10 +175,12 @@ def make_pack(model: str, path: Path, *, num_layers: int | None = None) -> Manif
         ),
         quantization=Quantization(block_size=64, double_quant=True, head=False),
         blobs=tuple(blobs),
+        files=tuple(
+            PackFile(name=file.name, file_bytes=file.stat().st_size, digest=file_digest(file))
+            for file in sorted(path.glob("*.json"))
+            if file.name != MANIFEST_NAME
+        ),
     )
-    config |= {"dtype": "bfloat16", "quantization_config": _QUANTIZATION}
-    (path / "config.json").write_text(json.dumps(config, indent=1))
-    _write_tokenizer(path)
     (path / MANIFEST_NAME).write_bytes(dump_manifest(manifest))
     os.sync()
     return manifest
@@ -179,6 +194,11 @@ _QUANTIZATION = {
     "bnb_4bit_use_double_quant": True,
     "bnb_4bit_quant_storage": "uint8",
 }
+
+
+def _index(blobs: list[Blob]) -> dict[str, Any]:
+    weights = {entry.name: blob.file for blob in blobs for entry in blob.tensors}
+    return {"metadata": {"total_size": sum(b.file_bytes for b in blobs)}, "weight_map": weights}
 
 
 def _write_tokenizer(path: Path) -> None:

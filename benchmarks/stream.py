@@ -4,263 +4,246 @@
     python benchmarks/stream.py /data/random-72b --vram 8GiB --json result.json
 
 Each ratio's limit is measured in the same run: the link by copies alone from registered mappings,
-the disk by direct reads alone. Passes are transformers' whole forward (attention over a cache of
---context tokens, norms, lm_head). Medians, with the least and the most beside them.
+the disk by reads alone of a whole pass, before the disk tiers and after. Passes are transformers'
+whole forward (attention over a cache of --context tokens, norms, lm_head). Medians, with the least
+and the most beside them. About 7 minutes for 38.7 GB a pass at 50 GB/s link and 1.9 GB/s disk; a
+step that fails says so under its name, and the others go on.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
 import json
-import os
-import platform
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from disk_alone import Way, probe_ways, read_pass
+from passes import (
+    DEVICE,
+    GROWTH_PASSES,
+    describe_machine,
+    measure_growth,
+    measure_link_limit,
+    summary,
+    time_passes,
+)
+from startup import first_token, import_times
 
 from layerpack.cli.sizes import parse_size
 from layerpack.formats.pack import Pack
-from layerpack.formats.units import GIB, MIB
-from layerpack.runtime.host import HostStore
-from layerpack.runtime.measure import measure_disk
+from layerpack.formats.units import GIB
 from layerpack.runtime.model import Model, OpenOptions
 from layerpack.runtime.plan import Limits, Tier
-from layerpack.runtime.read import BufferedReader
 from layerpack.runtime.slices import pass_slices
 
-DEVICE = torch.device("cuda", 0)
 
+class Run:
+    """The figures so far, and what several steps need. `note` prints and keeps a figure."""
 
-def describe_machine() -> dict[str, Any]:
-    """What the figures belong to."""
-    return {
-        "gpu": torch.cuda.get_device_name(DEVICE),
-        "cpu_cores": os.cpu_count(),
-        "host_memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GIB),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.path: Path = arguments.pack
+        self.pack = Pack.open(self.path)
+        self.slices = pass_slices(self.pack)
+        self.total_bytes = sum(part.length_bytes for part in self.slices)
+        self.context: int = arguments.context
+        self.passes: int = arguments.passes
+        self.probe_s: float = arguments.disk_seconds
+        self.vram: str = arguments.vram
+        self.result: dict[str, Any] = {
+            "machine": describe_machine(),
+            "pack": self.pack.manifest.source.id,
+            "bytes a pass": self.total_bytes,
+        }
+        self.begin_s = time.perf_counter()
+        self.one_s: float | None = None
+        self.disk_gb_s: list[float] = []
 
-
-def summary(times_s: list[float]) -> dict[str, Any]:
-    """Median and spread."""
-    return {
-        "median_s": round(statistics.median(times_s), 4),
-        "min_s": round(min(times_s), 4),
-        "max_s": round(max(times_s), 4),
-        "passes": len(times_s),
-    }
-
-
-def measure_link_limit(pack: Pack) -> tuple[float, float]:
-    """(GB/s of copies alone over the whole pass, seconds to map and register it)."""
-    slices = pass_slices(pack)
-    with HostStore(DEVICE) as store:
-        begin_s = time.perf_counter()
-        store.load(slices, BufferedReader())
-        load_s = time.perf_counter() - begin_s
-        target = torch.empty(
-            max(part.slot_bytes for part in slices), dtype=torch.uint8, device=DEVICE
-        )
-        times_s = []
-        for _ in range(6):
-            torch.cuda.synchronize()
-            begin_s = time.perf_counter()
-            for tensor in store.tensors.values():
-                target[: tensor.numel()].copy_(tensor, non_blocking=True)
-            torch.cuda.synchronize()
-            times_s.append(time.perf_counter() - begin_s)
-        total = sum(part.length_bytes for part in slices)
-        del target
-        return total / 1e9 / statistics.median(times_s[1:]), load_s
-
-
-def measure_disk_limit(pack: Pack, seconds: float) -> tuple[float, dict[str, float]]:
-    """(best GB/s of direct reads alone, GB/s by threads and piece size)."""
-    slices = pass_slices(pack)
-    found = {
-        f"{threads} threads, {piece // MIB} MiB": round(
-            measure_disk(slices, seconds=seconds, num_threads=threads, piece_bytes=piece), 3
-        )
-        for threads in (4, 8, 16)
-        for piece in (4 * MIB, 16 * MIB)
-    }
-    return max(found.values()), found
-
-
-@contextmanager
-def opened(path: Path, limits: Limits, **options: Any) -> Iterator[Model]:
-    """A model, with peak memory counted from here."""
-    gc.collect()
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats(DEVICE)
-    with Model.open(path, OpenOptions(device="cuda", limits=limits, **options)) as model:
-        yield model
-
-
-def time_passes(model: Model, *, context: int, tokens: int, passes: int) -> list[float]:
-    """Seconds of each pass with `tokens` new tokens over a cache of `context`.
-
-    One more goes before them, to warm up. The cache is cropped back after each pass, so all
-    passes are alike.
-    """
-    from transformers.cache_utils import DynamicCache
-
-    network = model.network
-    times_s = []
-    with torch.inference_mode():
-        cache = DynamicCache(config=network.config)
-        if context:
-            network(_ids(context), past_key_values=cache, use_cache=True, logits_to_keep=1)
-        for _ in range(passes + 1):
-            if not context:
-                cache = DynamicCache(config=network.config)
-            torch.cuda.synchronize()
-            begin_s = time.perf_counter()
-            keep = tokens if context else 1
-            out = network(_ids(tokens), past_key_values=cache, use_cache=True, logits_to_keep=keep)
-            int(out.logits[0, -1].argmax())  # a user waits for the token
-            torch.cuda.synchronize()
-            times_s.append(time.perf_counter() - begin_s)
-            del out
-            if context:
-                cache.crop(context)
-    return times_s[1:]
-
-
-def _ids(count: int) -> torch.Tensor:
-    return torch.randint(0, 256, (1, count), device=DEVICE)
-
-
-def memory_marks() -> dict[str, int]:
-    """What must not grow: resident host memory that is not file pages, VRAM, open files."""
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return {
-        "host_bytes": int(status["RssAnon"].split()[0]) * 1024,
-        "vram_bytes": torch.cuda.memory_allocated(DEVICE),
-        "files": len(os.listdir("/proc/self/fd")),
-    }
-
-
-def run_growth(model: Model, *, context: int, passes: int) -> dict[str, Any]:
-    """Marks after the tenth pass and after `passes`."""
-    from transformers.cache_utils import DynamicCache
-
-    marks = []
-    with torch.inference_mode():
-        cache = DynamicCache(config=model.network.config)
-        model.network(_ids(context), past_key_values=cache, use_cache=True, logits_to_keep=1)
-        for number in range(passes):
-            model.network(_ids(1), past_key_values=cache, use_cache=True)
-            cache.crop(context)
-            if number in (9, passes - 1):
-                torch.cuda.synchronize()
-                marks.append(memory_marks())
-    return {name: marks[1][name] - marks[0][name] for name in marks[0]}
-
-
-def first_token(path: Path, vram: str) -> dict[str, Any]:
-    """Seconds from the start of a new process to its first token, with what it says of itself."""
-    command = [sys.executable, "-m", "layerpack.cli.main", "generate", str(path), "--raw"]
-    command += ["--prompt", "Hello, world", "--max-new-tokens", "1", "--vram", vram, "-v"]
-    runs = []
-    for _ in range(3):
-        begin_s = time.perf_counter()
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-        runs.append((time.perf_counter() - begin_s, done.stderr.strip().splitlines()[-12:]))
-    runs.sort(key=lambda run: run[0])
-    return {
-        "median_s": round(runs[1][0], 2),
-        "all_s": [round(r[0], 2) for r in runs],
-        "said": runs[1][1],
-    }
-
-
-def run(path: Path, arguments: argparse.Namespace) -> dict[str, Any]:  # noqa: PLR0915
-    """All tiers; the JSON document."""
-    pack = Pack.open(path)
-    count = len(pass_slices(pack))
-    context, passes = arguments.context, arguments.passes
-    cap = parse_size(arguments.vram)
-    result: dict[str, Any] = {"machine": describe_machine(), "pack": pack.manifest.source.id}
-    skip = set(arguments.skip.split(","))
-
-    def note(name: str, value: Any) -> None:
-        result[name] = value
+    def note(self, name: str, value: Any) -> None:
+        """Print and keep one figure."""
+        self.result[name] = value
         print(f"{name}: {json.dumps(value)}", flush=True)
 
-    if "first" not in skip:
-        note("first token", first_token(path, arguments.vram))
-    fraction = cap / torch.cuda.get_device_properties(DEVICE).total_memory
-    torch.cuda.set_per_process_memory_fraction(fraction, DEVICE)
-    link_gb_s, register_s = measure_link_limit(pack)
-    note("link GB/s", round(link_gb_s, 2))
-    note("map and register s", round(register_s, 2))
-    total = sum(part.length_bytes for part in pass_slices(pack))
-    note("bytes a pass", total)
-    common = {"context_tokens": context + 300}
+    def say(self, text: str) -> None:
+        """A line with the time since the start."""
+        print(f"[{time.perf_counter() - self.begin_s:6.1f} s] {text}", flush=True)
 
-    with opened(path, Limits(vram_slices=0, host_slices=count), **common) as model:
-        once = time_passes(model, context=context, tokens=1, passes=passes)
-        note("host tier, 1 token", summary(once))
-        one_s = statistics.median(once)
-        note("host tier over limit", round(one_s / (total / 1e9 / link_gb_s), 4))
-        note("peak VRAM GiB, 1 token", round(torch.cuda.max_memory_allocated(DEVICE) / GIB, 3))
-        many = time_passes(model, context=context, tokens=256, passes=passes)
-        note("host tier, 256 tokens", summary(many))
-        note("256 tokens over 1", round(statistics.median(many) / one_s, 4))
-        note("peak VRAM GiB, 256 tokens", round(torch.cuda.max_memory_allocated(DEVICE) / GIB, 3))
-        prefill = time_passes(model, context=0, tokens=2048, passes=passes)
-        note("host tier, prefill 2048", summary(prefill))
-        note("prefill 2048 over 1", round(statistics.median(prefill) / one_s, 4))
-        note("peak VRAM GiB, prefill 2048", round(torch.cuda.max_memory_allocated(DEVICE) / GIB, 3))
-        if "growth" not in skip:
-            note("growth over 90 passes", run_growth(model, context=context, passes=100))
+    @functools.cached_property
+    def link_gb_s(self) -> float:
+        """GB/s of copies alone over the whole pass; measured when first asked for."""
+        gb_s, register_s = measure_link_limit(self.slices)
+        self.note("link GB/s", round(gb_s, 2))
+        self.note("map and register s", round(register_s, 2))
+        return gb_s
 
-    with opened(path, Limits(vram_bytes=cap, host_slices=count), **common) as model:
-        filled = time_passes(model, context=context, tokens=1, passes=passes)
-        resident = model.plan.bytes_in(Tier.VRAM) / total
-        note("VRAM filled, 1 token", summary(filled))
-        note("resident share", round(resident, 4))
-        gain = 1 - statistics.median(filled) / one_s
-        note("gain over resident share", round(gain / resident, 4) if resident else None)
-        note("peak VRAM GiB, filled", round(torch.cuda.max_memory_allocated(DEVICE) / GIB, 3))
+    @functools.cached_property
+    def way(self) -> Way:
+        """The best way to read; probed when first asked for."""
+        ways = probe_ways(self.slices, seconds=self.probe_s)
+        self.note("disk probes GB/s", {way.title: round(way.gb_s, 3) for way in ways})
+        return ways[0]
 
-    if "disk" not in skip:
-        disk_gb_s, table = measure_disk_limit(pack, arguments.disk_seconds)
-        note("disk GB/s", table)
-        with opened(path, Limits(vram_slices=0, host_slices=count // 2), **common) as model:
-            half = time_passes(model, context=context, tokens=1, passes=passes)
-            disk_bytes = model.plan.bytes_in(Tier.DISK)
-            bound_s = max(disk_bytes / 1e9 / disk_gb_s, total / 1e9 / link_gb_s)
-            note("half on disk, 1 token", summary(half))
-            note("half on disk over limit", round(statistics.median(half) / bound_s, 4))
-        before_gb_s, _ = measure_disk_limit(pack, arguments.disk_seconds)
-        with opened(path, Limits(vram_slices=0, host_slices=0), **common) as model:
-            all_disk = time_passes(model, context=context, tokens=1, passes=passes)
-            pinned = model.plan.num_pieces * model.plan.piece_bytes
-            note("pinned GiB in disk tier", round(pinned / GIB, 3))
-        after_gb_s, _ = measure_disk_limit(pack, arguments.disk_seconds)
-        best = max(disk_gb_s, before_gb_s, after_gb_s)
-        note("disk GB/s in all", [disk_gb_s, before_gb_s, after_gb_s])
-        note("disk tier, 1 token", summary(all_disk))
-        note("disk tier over limit", round(statistics.median(all_disk) / (total / 1e9 / best), 4))
-    if "4gib" not in skip:
-        with opened(path, Limits(vram_bytes=4 * GIB, host_slices=count), **common) as model:
-            four = time_passes(model, context=context, tokens=1, passes=passes)
-            note("--vram 4GiB, 1 token", summary(four))
-            peak = torch.cuda.max_memory_allocated(DEVICE) / GIB
-            note("peak VRAM GiB, --vram 4GiB", round(peak, 3))
-    return result
+    def read_disk_alone(self) -> None:
+        """One more whole pass read alone."""
+        self.disk_gb_s.append(read_pass(self.slices, self.way))
+        self.note("disk alone GB/s", [round(gb_s, 3) for gb_s in self.disk_gb_s])
+
+    @contextmanager
+    def opened(self, limits: Limits) -> Iterator[Model]:
+        """A model under the cap of the run, with peak memory counted from here."""
+        gc.collect()
+        cap_vram(self.vram)
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(DEVICE)
+        options = OpenOptions(device="cuda", limits=limits, context_tokens=self.context + 300)
+        with Model.open(self.path, options) as model:
+            yield model
+
+    def in_host(self, count: int | None = None) -> Limits:
+        """No layer in VRAM, and so many (all) in host memory."""
+        return Limits(vram_slices=0, host_slices=len(self.slices) if count is None else count)
+
+    def time(self, model: Model, *, tokens: int = 1, warm_up: int = 1) -> list[float]:
+        """See `time_passes`."""
+        context = self.context if tokens < 2048 else 0
+        return time_passes(
+            model, context=context, tokens=tokens, passes=self.passes, warm_up=warm_up
+        )
+
+    def note_peak(self, what: str) -> None:
+        """Peak VRAM since the model was opened."""
+        self.note(f"peak VRAM GiB, {what}", round(torch.cuda.max_memory_allocated() / GIB, 3))
+
+
+def host(run: Run) -> None:
+    """Everything in host memory, one token a pass."""
+    with run.opened(run.in_host()) as model:
+        times_s = run.time(model)
+        run.note_peak("1 token")
+    run.one_s = statistics.median(times_s)
+    run.note("host tier, 1 token", summary(times_s))
+    limit_s = run.total_bytes / 1e9 / run.link_gb_s
+    run.note("host tier over limit", round(run.one_s / limit_s, 4))
+
+
+def many(run: Run) -> None:
+    """The same with 256 tokens in a pass, and a prefill of 2,048."""
+    for tokens, what in ((256, "256 tokens"), (2048, "prefill 2048")):
+        with run.opened(run.in_host()) as model:
+            times_s = run.time(model, tokens=tokens)
+            run.note_peak(what)
+        run.note(f"host tier, {what}", summary(times_s))
+        if run.one_s:
+            run.note(f"{what} over 1", round(statistics.median(times_s) / run.one_s, 4))
+
+
+def growth(run: Run) -> None:
+    """What grew over a hundred passes."""
+    with run.opened(run.in_host()) as model:
+        grown = measure_growth(model, context=run.context)
+    run.note(f"growth over {GROWTH_PASSES} passes", grown)
+
+
+def filled(run: Run) -> None:
+    """As many layers in VRAM as the cap allows."""
+    limits = Limits(vram_bytes=parse_size(run.vram), host_slices=len(run.slices))
+    with run.opened(limits) as model:
+        times_s = run.time(model)
+        resident = model.plan.bytes_in(Tier.VRAM) / run.total_bytes
+        run.note_peak("VRAM filled")
+    run.note("VRAM filled, 1 token", summary(times_s))
+    run.note("resident share", round(resident, 4))
+    if run.one_s and resident:
+        gain = 1 - statistics.median(times_s) / run.one_s
+        run.note("gain over resident share", round(gain / resident, 4))
+
+
+def four_gib(run: Run) -> None:
+    """`--vram 4GiB`."""
+    with run.opened(Limits(vram_bytes=4 * GIB, host_slices=len(run.slices))) as model:
+        run.note("--vram 4GiB, 1 token", summary(run.time(model)))
+        run.note_peak("--vram 4GiB")
+
+
+def half(run: Run) -> None:
+    """Half the layers in host memory, half on disk; its prefill warms up."""
+    if not run.disk_gb_s:
+        run.read_disk_alone()
+    with run.opened(run.in_host(len(run.slices) // 2)) as model:
+        times_s = run.time(model, warm_up=0)
+        disk_bytes = model.plan.bytes_in(Tier.DISK)
+    run.note("half on disk, 1 token", summary(times_s))
+    disk_s = disk_bytes / 1e9 / max(run.disk_gb_s)
+    limit_s = max(disk_s, run.total_bytes / 1e9 / run.link_gb_s)
+    run.note("half on disk over limit", round(statistics.median(times_s) / limit_s, 4))
+
+
+def disk(run: Run) -> None:
+    """Every layer on disk; its prefill warms up. The disk alone before and after."""
+    if not run.disk_gb_s:
+        run.read_disk_alone()
+    with run.opened(run.in_host(0)) as model:
+        times_s = run.time(model, warm_up=0)
+        pinned = model.plan.num_pieces * model.plan.piece_bytes
+    run.note("disk tier, 1 token", summary(times_s))
+    run.note("pinned GiB in disk tier", round(pinned / GIB, 3))
+    run.read_disk_alone()
+    median_s = statistics.median(times_s)
+    for what, gb_s in (("limit", max(run.disk_gb_s)), ("best probe", run.way.gb_s)):
+        run.note(f"disk tier over {what}", round(median_s / (run.total_bytes / 1e9 / gb_s), 4))
+
+
+def first(run: Run) -> None:
+    """Fresh processes: to the first token, and importing alone."""
+    torch.cuda.empty_cache()
+    run.note("first token", first_token(run.path, vram=run.vram, runs=3))
+    run.note("imports alone", import_times(run.pack.manifest.model.architecture))
+
+
+def link(run: Run) -> None:
+    """The link's limit."""
+    assert run.link_gb_s
+
+
+STEPS: dict[str, Callable[[Run], None]] = {
+    "link": link,
+    "host": host,
+    "many": many,
+    "growth": growth,
+    "filled": filled,
+    "4gib": four_gib,
+    "half": half,
+    "disk": disk,
+    "first": first,
+}
+
+
+def cap_vram(vram: str) -> None:
+    """Bound what torch may allocate in this process; opening with a lower bound lowers it."""
+    total = torch.cuda.get_device_properties(DEVICE).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, parse_size(vram) / total), DEVICE)
+
+
+def run_steps(run: Run, names: list[str], *, on_step: Callable[[], None]) -> None:
+    """Each step in turn; an error becomes the step's figure. `on_step` is called after each."""
+    for name in names:
+        run.say(name)
+        begin_s = time.perf_counter()
+        try:
+            STEPS[name](run)
+        except Exception as error:  # whatever it is, the other figures are wanted
+            run.note(f"error in {name}", f"{type(error).__name__}: {' '.join(str(error).split())}")
+        run.result.setdefault("seconds by step", {})[name] = round(time.perf_counter() - begin_s, 1)
+        gc.collect()
+        torch.cuda.empty_cache()
+        on_step()
+    run.say("end")
 
 
 def main() -> None:
@@ -270,14 +253,25 @@ def main() -> None:
     parser.add_argument("--vram", default="8GiB", help="cap for the whole process")
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--passes", type=int, default=5)
-    parser.add_argument("--disk-seconds", type=float, default=1.0)
-    parser.add_argument("--skip", default="", help="of first,growth,disk,4gib")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--disk-seconds", type=float, default=1.0, help="of each of six probes")
+    parser.add_argument("--only", default="", help=f"steps to take, of {','.join(STEPS)}")
+    parser.add_argument("--skip", default="", help="steps to leave out")
+    parser.add_argument("--json", type=Path, help="written after each step")
     arguments = parser.parse_args()
-    result = run(arguments.pack, arguments)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=1))
-    print(json.dumps(result))
+    only, skip = (set(filter(None, text.split(","))) for text in (arguments.only, arguments.skip))
+    if unknown := (only | skip) - set(STEPS):
+        parser.error(f"no step {', '.join(sorted(unknown))}; there are {', '.join(STEPS)}")
+    run = Run(arguments)
+    cap_vram(run.vram)
+
+    def save() -> None:
+        if arguments.json:
+            arguments.json.write_text(json.dumps(run.result, indent=1))
+
+    run_steps(
+        run, [name for name in STEPS if name in (only or STEPS) and name not in skip], on_step=save
+    )
+    print(json.dumps(run.result))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from layerpack.formats.nf4 import BLOCK_SIZES
 from layerpack.formats.units import human_bytes
 
 if TYPE_CHECKING:
-    from layerpack.convert.forecast import Forecast
+    from layerpack.convert.remaining import Remaining
 
 
 @click.command()
@@ -42,6 +42,12 @@ if TYPE_CHECKING:
 @click.option("--device", default="auto", help="Where to quantise: auto, cpu, cuda. Same bytes.")
 @click.option("--force", is_flag=True, help="Replace OUT, and unfinished work of other options.")
 @click.option("--revision", help="Branch, tag or commit of a Hub repository.")
+@click.option(
+    "--zstd",
+    type=click.IntRange(1, 22),
+    metavar="LEVEL",
+    help="Compress the pack, without loss: 3 % on NF4, 30 % on 16-bit parts. 1 will do.",
+)
 @click.option("--keep-source", is_flag=True, help="Keep downloads in the usual Hub cache.")
 def convert(
     source: str,
@@ -53,6 +59,7 @@ def convert(
     force: bool,
     revision: str | None,
     keep_source: bool,
+    zstd: int | None,
 ) -> None:
     """Turn the checkpoint SOURCE into a pack at OUT.
 
@@ -69,6 +76,7 @@ def convert(
         force=force,
         revision=revision,
         keep_source=keep_source,
+        zstd_level=zstd,
     )
     start_s = time.monotonic()
     with byte_bar("convert") as progress:
@@ -81,7 +89,7 @@ def convert(
     )
 
 
-def _announce(work: Forecast) -> None:
+def _announce(work: Remaining) -> None:
     """One line on standard error: what there is to do, and the room that it takes."""
     parts = [f"{human_bytes(work.pack_bytes)} of pack to write"]
     if work.download_bytes:

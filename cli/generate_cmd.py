@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from layerpack.cli.sizes import SIZE
+from layerpack.cli.memory_options import memory_options
 
 
 def read_prompt(prompt: str | None, prompt_file: str | None) -> str:
@@ -47,16 +47,18 @@ def read_prompt(prompt: str | None, prompt_file: str | None) -> str:
 @click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True)
 @click.option("--top-k", type=click.IntRange(0), default=0, help="0: no limit.", show_default=True)
 @click.option("--seed", type=int, help="Makes sampling repeatable.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("--vram", type=SIZE, help="Most VRAM to use in all, as 8GiB or 7500MB.")
-@click.option("--ram", type=SIZE, help="Most host memory to keep weights in.")
-@click.option("--context", type=click.IntRange(1), help="Tokens to set memory aside for.")
+@memory_options
 @click.option(
-    "--slots",
-    type=click.IntRange(2, 16),
-    default=3,
+    "--draft",
+    metavar="PATH_OR_REPO",
+    help="A small model of the same family that proposes tokens: same text in fewer passes.",
+)
+@click.option(
+    "--draft-tokens",
+    type=click.IntRange(1),
+    default=16,
     show_default=True,
-    help="Layers in flight on the device.",
+    help="Tokens that the draft proposes per pass.",
 )
 @click.option(
     "--prompt-lookup",
@@ -64,6 +66,21 @@ def read_prompt(prompt: str | None, prompt_file: str | None) -> str:
     metavar="N",
     help="Try N tokens a pass that the prompt suggests.",
 )
+@click.option(
+    "--exact/--fast",
+    default=True,
+    show_default=True,
+    help="Check proposed tokens as plain decoding would, or all at once: less work for the "
+    "device, but rounding may part the text from the undrafted one.",
+)
+@click.option("--profile", is_flag=True, help="Print where the time of each pass went.")
+@click.option(
+    "--profile-trace",
+    type=click.Path(dir_okay=False),
+    metavar="FILE",
+    help="Write when each thread and stream did what, for ui.perfetto.dev.",
+)
+@click.option("--verify", is_flag=True, help="Check every byte of the pack before.")
 @click.option("-v", "--verbose", is_flag=True, help="Print the plan first.")
 def generate(pack: str, prompt: str | None, prompt_file: str | None, **options: Any) -> None:
     """Generate text with the pack OUT, streaming what does not fit into VRAM.
@@ -71,6 +88,8 @@ def generate(pack: str, prompt: str | None, prompt_file: str | None, **options: 
     The text goes to standard output as it comes, a summary line to standard error.
     """
     options["began_s"] = time.perf_counter()
+    if options["draft"] is not None and options["prompt_lookup"] is not None:
+        raise click.UsageError("give --draft or --prompt-lookup, not both")
     text = read_prompt(prompt, prompt_file)
     from layerpack.cli.generate_run import run  # after the usage is known to be right: it is slow
 

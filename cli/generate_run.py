@@ -8,12 +8,19 @@ from typing import Any
 
 import click
 
+from layerpack.cli.memory_options import limits_of
 from layerpack.formats.errors import PromptError
 from layerpack.formats.pack import Pack
 from layerpack.formats.units import human_bytes
-from layerpack.runtime.generate import GenerateOptions, Generation, encode_prompt
+from layerpack.formats.verify import require_intact
+from layerpack.runtime.chrome_trace import write_chrome_trace
+from layerpack.runtime.generate import GenerateOptions, Generation
 from layerpack.runtime.model import Model, OpenOptions, load_tokenizer
-from layerpack.runtime.plan import Limits
+from layerpack.runtime.needs import context_limit
+from layerpack.runtime.plan_text import plan_text
+from layerpack.runtime.profile import format_profile, profile_steps
+from layerpack.runtime.prompt import encode_prompt, tokens_left
+from layerpack.runtime.trace import NO_TRACE, Trace
 
 INTERRUPTED = 130
 
@@ -22,6 +29,8 @@ def run(path: Path, prompt: str, options: dict[str, Any]) -> int:
     """Generate and print; the exit code. Raises LayerpackError."""
     if not prompt.strip():
         raise PromptError("the prompt is empty; give some text with --prompt or on standard input")
+    if options["verify"]:
+        require_intact(path)
     wanted = GenerateOptions(
         max_new_tokens=options["max_new_tokens"],
         temperature=options["temperature"],
@@ -30,36 +39,53 @@ def run(path: Path, prompt: str, options: dict[str, Any]) -> int:
         seed=options["seed"],
         raw=options["raw"],
         system=options["system"],
+        draft_tokens=options["draft_tokens"],
         prompt_lookup_tokens=options["prompt_lookup"],
+        exact=options["exact"],
     )
+    pack = Pack.open(path)
+    limit = context_limit(pack)
+    # The tokenizer says how much context this very run can need: the rest may hold weights.
+    tokenizer = load_tokenizer(pack.path)
+    prompt_tokens = int(encode_prompt(tokenizer, prompt, wanted).shape[1])
+    new_tokens = tokens_left(
+        prompt_tokens, wanted.max_new_tokens, limit=limit, reserved=options["context"]
+    )
+    drafting = options["draft"] is not None
     opening = OpenOptions(
         device=options["device"],
-        limits=Limits(
-            vram_bytes=options["vram"], ram_bytes=options["ram"], num_slots=options["slots"]
-        ),
-        context_tokens=options["context"] or _context_tokens(path, prompt, wanted),
+        limits=limits_of(options),
+        context_tokens=options["context"] or prompt_tokens + new_tokens,
+        draft=options["draft"],
+        proposed_tokens=options["prompt_lookup"] or (options["draft_tokens"] if drafting else 0),
     )
+    trace_file = Path(options["profile_trace"]) if options["profile_trace"] else None
+    if trace_file is not None:
+        write_chrome_trace([], trace_file)  # if that cannot be, better now than after the work
+    trace = Trace() if options["profile"] or trace_file is not None else NO_TRACE
     started_s = time.perf_counter()
-    with Model.open(path, opening) as model:
+    with Model.open(path, opening, trace=trace) as model:
+        model.tokenizer = tokenizer
         if options["verbose"]:
+            click.echo(plan_text(model.plan, model.machine), err=True)
             click.echo(describe_setup(model, started_s - options["began_s"]), err=True)
         result = model.generate(prompt, wanted, on_text=_print_piece)
         click.echo()
         click.echo(summary(model, result), err=True)
+        if options["profile"]:
+            steps = profile_steps(trace.spans)
+            click.echo(format_profile(steps, model.machine), err=True)
+    if trace_file is not None:
+        write_chrome_trace(trace.spans, trace_file)
     return INTERRUPTED if result.finish == "interrupted" else 0
-
-
-def _context_tokens(path: Path, prompt: str, wanted: GenerateOptions) -> int:
-    """What this very run can need: the prompt, and the most that may follow."""
-    tokenizer = load_tokenizer(Pack.open(path).path)
-    return int(encode_prompt(tokenizer, prompt, wanted).shape[1]) + wanted.max_new_tokens
 
 
 def describe_setup(model: Model, before_s: float) -> str:
     """One line: where the time before the first pass went."""
     setup = model.setup
+    draft = f"draft {setup.draft_s:.2f}, " if model.draft is not None else ""
     return (
-        f"[set-up: {before_s:.2f} s imports and tokenizer; {setup.total_s:.2f} s opening: "
+        f"[set-up: {before_s:.2f} s imports and tokenizer; {setup.total_s:.2f} s opening: {draft}"
         f"plan {setup.plan_s:.2f}, transformers and network {setup.network_s:.2f}, "
         f"waiting for weights {setup.wait_for_weights_s:.2f}, binding {setup.attach_s:.2f}]"
     )
@@ -70,10 +96,18 @@ def _print_piece(piece: str) -> None:
 
 
 def summary(model: Model, result: Generation) -> str:
-    """One line: tokens, seconds per pass, bytes streamed, peak VRAM."""
+    """One line: tokens, seconds per pass, what was proposed, bytes streamed, peak VRAM."""
     parts = [
         f"{len(result.token_ids)} tokens in {result.seconds:.1f} s",
         f"{result.passes} passes of {result.pass_s:.3f} s",
+    ]
+    if result.proposed_tokens:
+        parts.append(
+            f"{result.tokens_per_pass:.1f} tokens a pass, {result.accepted_tokens} of "
+            f"{result.proposed_tokens} proposed ones accepted "
+            f"({result.accepted_tokens / result.proposed_tokens:.0%})"
+        )
+    parts += [
         f"{human_bytes(model.plan.streamed_bytes)} streamed a pass, "
         f"{human_bytes(model.plan.streamed_bytes * result.passes)} in all",
     ]

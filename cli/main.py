@@ -71,6 +71,9 @@ def main(arguments: list[str] | None = None) -> None:
     except (KeyboardInterrupt, click.Abort):
         click.echo("layerpack: interrupted", err=True)
         sys.exit(INTERRUPTED)
+    except BrokenPipeError:  # whoever read our output, `head` for one, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(FAILED)
     except Exception as error:
         if os.environ.get("LAYERPACK_DEBUG"):
             raise

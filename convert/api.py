@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,19 +12,21 @@ import torch
 from layerpack.convert.checkpoint_files import CONFIG_NAME, config_json, copied_files, index_json
 from layerpack.convert.config import read_config
 from layerpack.convert.destination import Destination, is_full
-from layerpack.convert.forecast import Forecast, forecast
 from layerpack.convert.index import INDEX_NAME
 from layerpack.convert.journal import Journal, Progress
 from layerpack.convert.opening import open_source
 from layerpack.convert.options import ConvertOptions
+from layerpack.convert.outline import outline_of
 from layerpack.convert.pipeline import run_pipeline
 from layerpack.convert.plan import ConversionPlan
 from layerpack.convert.planner import plan_conversion
+from layerpack.convert.remaining import Remaining, find_remaining
 from layerpack.convert.resume import find_done, producer, run_fingerprint
 from layerpack.convert.source import Source
 from layerpack.convert.storage import find_storage
 from layerpack.convert.structure import find_structure
 from layerpack.formats import manifest as pack
+from layerpack.formats.digest import bytes_digest
 from layerpack.formats.errors import CapacityError, TargetError
 from layerpack.formats.manifest_json import dump_manifest
 
@@ -39,7 +42,7 @@ def convert(
     out: Path | str,
     options: ConvertOptions | None = None,
     progress: ProgressCallback | None = None,
-    announce: Callable[[Forecast], None] | None = None,
+    announce: Callable[[Remaining], None] | None = None,
 ) -> pack.Manifest:
     """Convert a checkpoint (directory, GGUF file or Hub repo id) to a pack at `out`.
 
@@ -59,16 +62,20 @@ def convert(
         plan = plan_source(opened, options)
         run = run_fingerprint(plan, opened)
         try:
-            done = find_done(plan, run, destination, force=options.force)
-            work = forecast(plan, opened, destination, done)
+            done = replace(
+                find_done(plan, run, destination, force=options.force),
+                about=outline_of(plan, opened).fields(),
+            )
+            work = find_remaining(plan, opened, destination, done)
             if announce is not None:
                 announce(work)
             destination.check_space(pack_bytes=work.pack_bytes, scratch_bytes=work.scratch_bytes)
             with Journal(destination.journal, run, done) as journal:
                 destination.sync_names()
                 _write_blobs(plan, work, opened, destination, journal, device, progress)
-            manifest = make_manifest(plan, done, opened)
-            _write_rest(plan, manifest, opened, destination)
+            files = _write_small_files(plan, opened, destination)
+            manifest = make_manifest(plan, done, opened, files)
+            destination.write_file(pack.MANIFEST_NAME, dump_manifest(manifest))
             destination.commit()
         except OSError as reason:
             if is_full(reason):
@@ -94,8 +101,10 @@ def plan_source(source: Source, options: ConvertOptions) -> ConversionPlan:
     )
 
 
-def make_manifest(plan: ConversionPlan, done: Progress, source: Source) -> pack.Manifest:
-    """The manifest of a conversion whose blobs and source digests are all known."""
+def make_manifest(
+    plan: ConversionPlan, done: Progress, source: Source, files: Iterable[pack.PackFile]
+) -> pack.Manifest:
+    """The manifest of a conversion whose blobs, files and source digests are all known."""
     structure = plan.structure
     blobs = []
     for blob in plan.blobs:
@@ -105,10 +114,11 @@ def make_manifest(plan: ConversionPlan, done: Progress, source: Source) -> pack.
                 role=blob.role,
                 layer=blob.layer,
                 file=blob.file,
-                file_bytes=blob.layout.file_bytes,
+                file_bytes=(record.frames or blob.layout).file_bytes,
                 digest=record.digest,
                 tensors=blob.layout.tensors,
                 nf4=record.states,
+                frames=record.frames,
             )
         )
     return pack.Manifest(
@@ -137,12 +147,14 @@ def make_manifest(plan: ConversionPlan, done: Progress, source: Source) -> pack.
         ),
         quantization=plan.quantization,
         blobs=tuple(blobs),
+        files=tuple(files),
+        compression=plan.compression,
     )
 
 
 def _write_blobs(
     plan: ConversionPlan,
-    work: Forecast,
+    work: Remaining,
     source: Source,
     destination: Destination,
     journal: Journal,
@@ -169,16 +181,17 @@ def _write_blobs(
     )
 
 
-def _write_rest(
-    plan: ConversionPlan, manifest: pack.Manifest, source: Source, destination: Destination
-) -> None:
-    """The small files, the manifest last."""
-    for name, data in copied_files(source.config_dir):
-        destination.write_file(name, data)
+def _write_small_files(
+    plan: ConversionPlan, source: Source, destination: Destination
+) -> list[pack.PackFile]:
+    """Config, index and what is copied from the source; what the manifest is to say of them."""
     config = config_json(read_config(source.config_dir), plan)
-    destination.write_file(CONFIG_NAME, config)
-    destination.write_file(INDEX_NAME, index_json(plan))
-    destination.write_file(pack.MANIFEST_NAME, dump_manifest(manifest))
+    written = [(CONFIG_NAME, config), (INDEX_NAME, index_json(plan))]
+    files = []
+    for name, data in (*copied_files(source.config_dir), *written):
+        destination.write_file(name, data)
+        files.append(pack.PackFile(name=name, file_bytes=len(data), digest=bytes_digest(data)))
+    return sorted(files, key=lambda file: file.name)
 
 
 def _missing_bytes(plan: ConversionPlan, destination: Destination) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 
 from layerpack.convert.plan import Action, ConversionPlan
 from layerpack.formats.errors import SourceError
+from layerpack.formats.frame_table import FRAMES_SUFFIX
 from layerpack.formats.jsontext import dump_json
 
 CONFIG_NAME = "config.json"
@@ -53,8 +54,12 @@ def copied_files(config_dir: Path) -> Iterable[tuple[str, bytes]]:
 
 
 def index_json(plan: ConversionPlan) -> bytes:
-    """`model.safetensors.index.json` of the pack."""
-    weights = {entry.name: blob.file for blob in plan.blobs for entry in blob.layout.tensors}
+    """`model.safetensors.index.json` of the pack, once it is plain if it is compressed."""
+    weights = {
+        entry.name: blob.file.removesuffix(FRAMES_SUFFIX)
+        for blob in plan.blobs
+        for entry in blob.layout.tensors
+    }
     total = sum(entry.length_bytes for blob in plan.blobs for entry in blob.layout.tensors)
     return dump_json({"metadata": {"total_size": total}, "weight_map": weights})
 

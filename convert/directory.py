@@ -11,7 +11,7 @@ import torch
 from layerpack.convert.index import INDEX_NAME, check_complete, weight_map, which_weights
 from layerpack.convert.reading import weights_digest
 from layerpack.convert.shard import Shard, source_tensors
-from layerpack.convert.source import SourceFileFacts, SourceTensor
+from layerpack.convert.source import SourceFileFacts, SourceTensor, path_id
 from layerpack.formats.errors import SourceError
 
 
@@ -21,6 +21,7 @@ class DirectorySource:
     kind = "directory"
     revision: str | None = None
     scratch_bytes = 0
+    download_bytes = 0
     max_held_files = 2
     """A file is held while its digest is taken, which brings it into the page cache ahead of the
     tensors' reads. One ahead is enough, and on a machine with little memory a second one would push
@@ -33,7 +34,7 @@ class DirectorySource:
             raise SourceError(f"{path}: no such directory")
         if not (path / "config.json").is_file():
             raise SourceError(f"{path}: no config.json in it, so not a Hugging Face checkpoint")
-        self.id = str(path)
+        self.id = path_id(path)
         self.config_dir = path
         self._shards: dict[str, Shard] = {}
         self.tensors: dict[str, SourceTensor] = {}

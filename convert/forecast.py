@@ -1,64 +1,83 @@
-"""What a conversion will still take, known beforehand: downloads, pack, scratch space."""
+"""What a conversion would make of a source, found out without converting anything.
+
+Headers, config and tokenizer are read (from the Hub, fetched), weights are not.
+"""
 
 from __future__ import annotations
 
-import shutil
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 
-from layerpack.convert.destination import Destination
-from layerpack.convert.journal import Progress
-from layerpack.convert.plan import BlobPlan, ConversionPlan
-from layerpack.convert.source import Source
+from layerpack.convert.api import make_manifest, plan_source
+from layerpack.convert.journal import BlobRecord, Progress
+from layerpack.convert.opening import open_source
+from layerpack.convert.options import ConvertOptions
+from layerpack.convert.plan import BlobPlan
+from layerpack.formats.layout import Nf4Spec
+from layerpack.formats.manifest import Manifest
+from layerpack.formats.nf4 import Nf4State
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forecast:
-    """What is left to do. `scratch_bytes` are needed beside the pack, for a while.
+    """`manifest` is that of the pack to be, without digests and offsets, which weights decide.
 
-    `fetched_bytes` are those of the source files still to be gone through, `download_bytes` those
-    of them that are not on this machine.
+    `download_bytes` are to come from the Hub, what its cache holds left out; `scratch_bytes` is
+    the room needed beside the pack while converting.
     """
 
-    architecture: str
-    num_layers: int
-    num_blobs: int
-    done_blobs: int
-    pack_bytes: int
-    fetched_bytes: int
+    manifest: Manifest
     download_bytes: int
     scratch_bytes: int
-    free_bytes: int
+
+    @property
+    def source_bytes(self) -> int:
+        """Bytes of the source's weight files."""
+        return sum(file.file_bytes for file in self.manifest.source.files)
+
+    @property
+    def disk_bytes(self) -> int:
+        """What passes the disk: downloads written, the source read, the pack written."""
+        return self.download_bytes + self.source_bytes + self.manifest.total_bytes
+
+    def download_s(self, mb_per_s: float) -> float:
+        """Seconds to download what is not here, at a speed in units of 10**6 bytes."""
+        return self.download_bytes / (mb_per_s * 1e6)
+
+    def disk_s(self, gb_per_s: float) -> float:
+        """Seconds at the disk, at a speed in units of 10**9 bytes."""
+        return self.disk_bytes / (gb_per_s * 1e9)
 
 
-def forecast(
-    plan: ConversionPlan, source: Source, destination: Destination, done: Progress
-) -> Forecast:
-    """The rest of a conversion of which `done` is done. Reads no weight."""
-    left = [blob for blob in plan.blobs if blob.file not in done.blobs]
-    needed = {file for blob in left for file in blob.source_files}
-    files = [f for f in source.files if f.name in needed or f.name not in done.source_digests]
-    remote = {file.name: file.file_bytes for file in files if file.remote}
-    return Forecast(
-        architecture=plan.structure.architecture,
-        num_layers=len(plan.structure.layers),
-        num_blobs=len(plan.blobs),
-        done_blobs=len(plan.blobs) - len(left),
-        pack_bytes=sum(blob.layout.file_bytes for blob in left),
-        fetched_bytes=sum(file.file_bytes for file in files),
-        download_bytes=sum(remote.values()),
-        scratch_bytes=_scratch_bytes(left, source, destination, remote),
-        free_bytes=shutil.disk_usage(destination.partial).free,
-    )
+def forecast(source: str, options: ConvertOptions | None = None) -> Forecast:
+    """The forecast for a checkpoint directory, a GGUF file or a Hub repo id. Raises SourceError."""
+    options = options or ConvertOptions()
+    with (
+        tempfile.TemporaryDirectory(prefix="layerpack-look-") as scratch,
+        open_source(source, options, scratch=Path(scratch)) as opened,
+    ):
+        plan = plan_source(opened, options)
+        expected = Progress(
+            blobs={blob.file: _expected(blob) for blob in plan.blobs},
+            source_digests={file.name: "" for file in opened.files},
+        )
+        return Forecast(
+            manifest=make_manifest(plan, expected, opened, files=()),
+            download_bytes=opened.download_bytes,
+            scratch_bytes=opened.scratch_bytes,
+        )
 
 
-def _scratch_bytes(
-    left: list[BlobPlan], source: Source, destination: Destination, remote: dict[str, int]
-) -> int:
-    """Most that downloads take at a time, less what an earlier run has left of them."""
-    if not source.scratch_bytes:
-        return 0
-    few = sorted(remote.values())[-source.max_held_files :]
-    at_once = [sum(remote.get(file, 0) for file in blob.source_files) for blob in left]
-    present = (destination.scratch / name for name in remote)
-    here = sum(path.stat().st_size for path in present if path.is_file())
-    return max(0, max(sum(few), *at_once, 0) - here)
+def _expected(blob: BlobPlan) -> BlobRecord:
+    states = {
+        item.spec.name: Nf4State(
+            shape=item.spec.shape,
+            block_size=item.spec.block_size,
+            dtype=item.dtype,
+            nested_offset=0.0 if item.spec.double_quant else None,
+        )
+        for item in blob.items
+        if isinstance(item.spec, Nf4Spec)
+    }
+    return BlobRecord(file=blob.file, digest="", states=states)

@@ -19,7 +19,7 @@ import torch
 
 from layerpack.convert.gguf_config import write_config_dir
 from layerpack.convert.reading import WeightFile, weights_digest
-from layerpack.convert.source import SourceFileFacts, SourceTensor
+from layerpack.convert.source import SourceFileFacts, SourceTensor, path_id
 from layerpack.formats.errors import LayerpackError, SourceError, UnsupportedError
 from layerpack.formats.units import num_elements
 
@@ -45,6 +45,7 @@ class GgufSource:
     kind = "gguf"
     revision: str | None = None
     scratch_bytes = 0
+    download_bytes = 0
     max_held_files = 1
 
     @classmethod
@@ -71,7 +72,7 @@ class GgufSource:
             ) from reason
 
     def __init__(self, path: Path, directory: tempfile.TemporaryDirectory[str], gguf: Any) -> None:
-        self.id = str(path)
+        self.id = path_id(path)
         self._path, self._directory, self._gguf = path, directory, gguf
         reader = gguf.GGUFReader(path)
         _refuse(reader, path)

@@ -92,9 +92,10 @@ class HubSource:
         )
         missing = [listing.files[name] for name in self._shards if not listing.files[name].cached]
         missing_bytes = sorted(file.file_bytes for file in missing)
+        self.download_bytes = sum(missing_bytes)
         self.scratch_bytes = 0 if keep_source else sum(missing_bytes[-self.max_held_files :])
         if keep_source:
-            check_cache_space(self.id, sum(missing_bytes))
+            check_cache_space(self.id, self.download_bytes)
 
     def fetch(self, file: str, report: Callable[[int], None]) -> None:
         """Wait until the shard is here and found to be what the Hub states. Raises HubError.

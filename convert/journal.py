@@ -15,34 +15,44 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from layerpack.formats.digest import Digest, is_digest
+from layerpack.formats.digest import bytes_digest, is_digest
+from layerpack.formats.frame_table import FrameTable
+from layerpack.formats.header import is_shape, is_size
 from layerpack.formats.jsontext import parse_json
-from layerpack.formats.nf4 import Nf4State
+from layerpack.formats.nf4 import Nf4State, is_finite
 
 JOURNAL_NAME = "journal"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlobRecord:
-    """A blob that is whole and on the disk, and the state of each NF4 weight in it."""
+    """A blob that is whole and on the disk, and the state of each NF4 weight in it.
+
+    `frames` is set if it is compressed.
+    """
 
     file: str
     digest: str
     states: dict[str, Nf4State]
+    frames: FrameTable | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """What is done. `runs` are the fingerprints that a journal's lines carry: one, unless mixed."""
+    """What is done. `runs` are the fingerprints that a journal's lines carry: one, unless mixed.
+
+    `about` is what the run noted of itself for people (outline.py): nothing is decided by it.
+    """
 
     runs: frozenset[str] = frozenset()
     blobs: dict[str, BlobRecord] = field(default_factory=dict)
     source_digests: dict[str, str] = field(default_factory=dict)
+    about: dict[str, Any] = field(default_factory=dict)
 
 
 def fingerprint(facts: Mapping[str, Any]) -> str:
     """One short text for everything that decides the pack's bytes."""
-    return _digest(json.dumps(facts, sort_keys=True).encode())
+    return bytes_digest(json.dumps(facts, sort_keys=True).encode())
 
 
 def read_journal(path: Path) -> Progress:
@@ -65,8 +75,13 @@ def read_journal(path: Path) -> Progress:
             progress.blobs[record.file] = record
         elif isinstance(fields.get("source"), str) and isinstance(fields.get("digest"), str):
             progress.source_digests[fields["source"]] = fields["digest"]
+        elif isinstance(fields.get("about"), dict):
+            progress.about.update(fields["about"])
     return Progress(
-        runs=frozenset(runs), blobs=progress.blobs, source_digests=progress.source_digests
+        runs=frozenset(runs),
+        blobs=progress.blobs,
+        source_digests=progress.source_digests,
+        about=progress.about,
     )
 
 
@@ -82,7 +97,7 @@ class Journal:
         self.progress = progress
         lines = [_source_line(run, name, text) for name, text in progress.source_digests.items()]
         lines += [_blob_line(run, record) for record in progress.blobs.values()]
-        lines.insert(0, _line({"run": run}))
+        lines.insert(0, _line({"run": run, "about": progress.about}))
         self._run = run
         self._lock = threading.Lock()
         temporary = path.with_name(path.name + ".new")
@@ -115,15 +130,9 @@ class Journal:
             os.fsync(self._file.fileno())
 
 
-def _digest(raw: bytes) -> str:
-    digest = Digest()
-    digest.update(raw)
-    return digest.text
-
-
 def _line(fields: Mapping[str, Any]) -> bytes:
     text = json.dumps(fields, separators=(",", ":"), allow_nan=False).encode()
-    return _digest(text).encode() + b" " + text + b"\n"
+    return bytes_digest(text).encode() + b" " + text + b"\n"
 
 
 def _source_line(run: str, file: str, digest: str) -> bytes:
@@ -140,13 +149,25 @@ def _blob_line(run: str, record: BlobRecord) -> bytes:
                 name: [list(state.shape), state.block_size, state.dtype, state.nested_offset]
                 for name, state in record.states.items()
             },
+            "frames": record.frames and _frame_fields(record.frames),
         }
     )
 
 
+def _frame_fields(table: FrameTable) -> dict[str, Any]:
+    return {
+        "first_bytes": table.first_bytes,
+        "frame_bytes": table.frame_bytes,
+        "raw_bytes": table.raw_bytes,
+        "raw_digest": table.raw_digest,
+        "stored_bytes": [frame.stored_bytes for frame in table.frames],
+        "coding": "".join(frame.coding.value for frame in table.frames),
+    }
+
+
 def _parse_line(line: bytes) -> dict[str, Any] | None:
     digest, _, text = line.partition(b" ")
-    if not text or digest != _digest(text).encode():
+    if not text or digest != bytes_digest(text).encode():
         return None
     try:
         fields = parse_json(text)
@@ -159,13 +180,36 @@ def _blob_record(fields: Mapping[str, Any]) -> BlobRecord | None:
     file, digest, states = fields.get("blob"), fields.get("digest"), fields.get("states")
     if not (isinstance(file, str) and is_digest(digest) and isinstance(states, dict)):
         return None
-    return BlobRecord(
-        file=file,
-        digest=str(digest),
-        states={
-            name: Nf4State(
-                shape=tuple(shape), block_size=block_size, dtype=dtype, nested_offset=offset
-            )
-            for name, (shape, block_size, dtype, offset) in states.items()
-        },
-    )
+    read = {name: _state(value) for name, value in states.items()}
+    whole = {name: state for name, state in read.items() if state is not None}
+    frames = fields.get("frames")
+    table = None if frames is None else _frames(frames)
+    if whole != read or (frames is not None and table is None):
+        return None
+    return BlobRecord(file=file, digest=str(digest), states=whole, frames=table)
+
+
+def _state(value: Any) -> Nf4State | None:
+    if not (isinstance(value, list) and len(value) == 4):
+        return None
+    shape, block_size, dtype, offset = value
+    if not (is_shape(shape) and is_size(block_size) and isinstance(dtype, str)):
+        return None
+    if not (offset is None or is_finite(offset)):
+        return None
+    return Nf4State(shape=tuple(shape), block_size=block_size, dtype=dtype, nested_offset=offset)
+
+
+def _frames(value: Any) -> FrameTable | None:
+    if not isinstance(value, dict):
+        return None
+    lengths, coding, digest = (value.get(key) for key in ("stored_bytes", "coding", "raw_digest"))
+    sizes = [value.get(key) for key in ("first_bytes", "frame_bytes", "raw_bytes")]
+    if not (isinstance(lengths, list) and all(map(is_size, [*sizes, *lengths]))):
+        return None
+    if not (isinstance(coding, str) and is_digest(digest)):
+        return None
+    try:
+        return FrameTable.build(**value)
+    except (TypeError, ValueError):  # a key that is not known, or figures that do not add up
+        return None

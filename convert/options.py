@@ -13,7 +13,8 @@ class ConvertOptions:
 
     `nf4_head` quantises lm_head, too. `device` (auto, cpu, cuda …) is where weights are quantised;
     the bytes do not depend on it. `force` replaces what stands under the target's name and starts
-    over where an unfinished conversion does not fit. `revision` and `keep_source` concern the Hub.
+    over where an unfinished conversion does not fit. `zstd_level` (1 to 22) compresses the pack.
+    `revision` and `keep_source` concern the Hub.
     """
 
     block_size: int | None = None
@@ -23,3 +24,4 @@ class ConvertOptions:
     force: bool = False
     revision: str | None = None
     keep_source: bool = False
+    zstd_level: int | None = None

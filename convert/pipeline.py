@@ -68,6 +68,7 @@ def run_pipeline(
     uses = [blob.source_files for blob in blobs]
     num_workers = useful_workers(device)
     maker = PieceMaker(source, plan.storage, block_size=plan.quantization.block_size, device=device)
+    level = None if plan.compression is None else plan.compression.level
     with one_torch_thread(), Crew() as crew:
         made: Conveyor[Piece] = Conveyor(crew, max_jobs=2 * num_workers + 2, max_bytes=_MAX_BYTES)
         encoded: Channel[_Encoded] = Channel(crew, 1)
@@ -78,7 +79,7 @@ def run_pipeline(
         crew.start("order", lambda: _order(blobs, shelf, maker, made))
         for number in range(num_workers):
             crew.start(f"work-{number}", made.work_all)
-        crew.start("write", lambda: _write(blobs, destination, encoded, journal))
+        crew.start("write", lambda: _write(blobs, destination, encoded, journal, level))
         crew.start("assemble", lambda: _assemble(blobs, made, encoded, shelf, report))
 
 
@@ -146,13 +147,15 @@ def _write(
     destination: Destination,
     encoded: Channel[_Encoded],
     journal: Journal,
+    zstd_level: int | None,
 ) -> None:
     """The write thread: one blob after the other, each in the journal once it is on the disk."""
     arriving = iter(encoded)
     for blob in blobs:
         lengths = {entry.name: entry.length_bytes for entry in blob.layout.tensors}
         states: dict[str, Nf4State] = {}
-        with BlobWriter(destination.pack / blob.file, blob.layout) as writer:
+        path = destination.pack / blob.file
+        with BlobWriter(path, blob.layout, zstd_level=zstd_level) as writer:
             left_bytes = blob.layout.file_bytes - blob.layout.data_start_bytes
             while left_bytes:
                 have = next(arriving)
@@ -164,4 +167,6 @@ def _write(
                 left_bytes -= memoryview(data).nbytes
         assert writer.digest is not None
         sync_directory(destination.pack)
-        journal.blob(BlobRecord(file=blob.file, digest=writer.digest, states=states))
+        journal.blob(
+            BlobRecord(file=blob.file, digest=writer.digest, states=states, frames=writer.frames)
+        )

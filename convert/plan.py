@@ -9,7 +9,7 @@ from layerpack.convert.storage import Storage
 from layerpack.convert.structure import Structure
 from layerpack.formats import nf4
 from layerpack.formats.layout import BlobLayout, Nf4Spec, PlainSpec
-from layerpack.formats.manifest import Quantization, Role
+from layerpack.formats.manifest import Compression, Quantization, Role
 from layerpack.formats.units import num_elements
 
 
@@ -66,17 +66,21 @@ class BlobPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConversionPlan:
-    """`blobs` in the order of use; `write_order` are indices into them, in that of the files."""
+    """`blobs` in the order of use; `write_order` are indices into them, in that of the files.
+
+    The layouts are those of the plain files; `compression` says what is done to them at the end.
+    """
 
     structure: Structure
     storage: Storage
     quantization: Quantization
     blobs: tuple[BlobPlan, ...]
     write_order: tuple[int, ...]
+    compression: Compression | None = None
 
     @property
     def pack_bytes(self) -> int:
-        """Bytes of all blobs."""
+        """Bytes of all blobs, uncompressed."""
         return sum(blob.layout.file_bytes for blob in self.blobs)
 
     @property

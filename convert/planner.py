@@ -13,8 +13,10 @@ from layerpack.convert.storage import Storage
 from layerpack.convert.structure import Parameter, Structure
 from layerpack.formats import nf4
 from layerpack.formats.errors import SourceError, UnsupportedError
+from layerpack.formats.frame_table import FRAMES_SUFFIX
+from layerpack.formats.frames import zstd_library
 from layerpack.formats.layout import Nf4Spec, PlainSpec, layout_blob
-from layerpack.formats.manifest import Quantization, Role
+from layerpack.formats.manifest import Compression, Quantization, Role
 from layerpack.formats.units import num_elements
 
 _FP8 = "F8_E4M3"
@@ -31,11 +33,14 @@ def plan_conversion(
 ) -> ConversionPlan:
     """The plan for a checkpoint's headers. Raises SourceError or UnsupportedError, by name."""
     planner = _Planner(structure, storage, tensors, options, where)
+    if options.zstd_level is not None and not 1 <= options.zstd_level <= 22:
+        raise UnsupportedError(f"zstd level {options.zstd_level} is not one of 1 to 22")
+    suffix = "" if options.zstd_level is None else FRAMES_SUFFIX
     groups: list[tuple[Role, int | None, str, tuple[Parameter, ...]]]
-    groups = [(Role.EMBEDDING, None, "embed.safetensors", structure.before)]
+    groups = [(Role.EMBEDDING, None, f"embed.safetensors{suffix}", structure.before)]
     for index, layer in enumerate(structure.layers):
-        groups.append((Role.LAYER, index, f"layer-{index:03d}.safetensors", layer))
-    groups.append((Role.HEAD, None, "head.safetensors", structure.after))
+        groups.append((Role.LAYER, index, f"layer-{index:03d}.safetensors{suffix}", layer))
+    groups.append((Role.HEAD, None, f"head.safetensors{suffix}", structure.after))
     blobs = tuple(
         planner.blob(role, index, file, parameters) for role, index, file, parameters in groups
     )
@@ -47,6 +52,9 @@ def plan_conversion(
         quantization=planner.quantization(),
         blobs=blobs,
         write_order=tuple(sorted(range(len(blobs)), key=lambda place: (last[place], place))),
+        compression=None
+        if options.zstd_level is None
+        else Compression(level=options.zstd_level, library=zstd_library()),
     )
 
 

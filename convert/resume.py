@@ -16,9 +16,9 @@ from layerpack.convert.journal import (
 from layerpack.convert.plan import BlobPlan, ConversionPlan
 from layerpack.convert.source import Source
 from layerpack.formats.errors import LayerpackError, TargetError
-from layerpack.formats.header import read_header
 from layerpack.formats.layout import Nf4Spec
 from layerpack.formats.manifest import FORMAT_VERSION
+from layerpack.formats.pack import stored_header
 
 
 def producer() -> str:
@@ -40,6 +40,7 @@ def run_fingerprint(plan: ConversionPlan, source: Source) -> str:
                 plan.quantization.double_quant,
                 plan.quantization.head,
             ],
+            "compression": plan.compression and [plan.compression.level, plan.compression.library],
             "blobs": [
                 [blob.file, blob.layout.file_bytes, [item.source for item in blob.items]]
                 for blob in plan.blobs
@@ -77,12 +78,18 @@ def _is_whole(blob: BlobPlan, record: BlobRecord, destination: Destination) -> b
     """Size, header and states against the plan. Contents are what the digest is for."""
     path = destination.pack / blob.file
     try:
-        same_header = read_header(path) == blob.layout.tensors
-    except LayerpackError:
+        same_header = stored_header(path, record.frames) == blob.layout.tensors
+        same_size = record.frames is None or path.stat().st_size == record.frames.file_bytes
+    except (LayerpackError, OSError):
         return False
-    return same_header and _shapes(record) == {
-        item.spec.name: item.spec.shape for item in blob.items if isinstance(item.spec, Nf4Spec)
-    }
+    return (
+        same_header
+        and same_size
+        and _shapes(record)
+        == {
+            item.spec.name: item.spec.shape for item in blob.items if isinstance(item.spec, Nf4Spec)
+        }
+    )
 
 
 def _shapes(record: BlobRecord) -> Mapping[str, tuple[int, ...]]:

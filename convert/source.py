@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,6 +44,11 @@ class SourceFileFacts:
     remote: bool = field(default=False, compare=False)
 
 
+def path_id(path: Path) -> str:
+    """A path as a manifest can hold it: bytes that are not UTF-8 become U+FFFD."""
+    return os.fsencode(path).decode("utf-8", "replace")
+
+
 class Source(Protocol):
     """A checkpoint whose headers have been read and checked, and whose weights have not.
 
@@ -78,6 +84,10 @@ class Source(Protocol):
     @property
     def scratch_bytes(self) -> int:
         """Disk space needed beside the pack while converting: 0 if nothing is downloaded."""
+
+    @property
+    def download_bytes(self) -> int:
+        """Bytes of weights that are not on this machine yet."""
 
     @property
     def max_held_files(self) -> int:

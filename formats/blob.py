@@ -1,12 +1,19 @@
-"""Writing one blob: header first, tensors in file order, the digest taken on the way."""
+"""Writing one blob: header first, tensors in file order, the digest taken on the way.
+
+With a zstd level the same bytes go through a FrameWriter before they reach the file.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 
 from layerpack.formats.digest import Digest
+from layerpack.formats.frame_table import FRAME_BYTES, FrameTable
+from layerpack.formats.frame_writer import FrameWriter
+from layerpack.formats.frames import Bytes
 from layerpack.formats.header import encode_header
 from layerpack.formats.layout import BlobLayout
 
@@ -20,14 +27,19 @@ class BlobWriter:
     Use as a context manager; call `write` with each tensor's bytes, in the layout's order, in as
     many pieces as is convenient. Leaving the block without an error checks that all is there,
     fsyncs, renames, and sets `digest`; leaving it with one removes the partial file. OSError
-    (a full disk among them) passes through.
+    (a full disk among them) passes through. With `zstd_level` the file is compressed, and `frames`
+    is set as well; `digest` is that of the file as it is stored.
     """
 
-    def __init__(self, path: Path, layout: BlobLayout) -> None:
+    def __init__(self, path: Path, layout: BlobLayout, *, zstd_level: int | None = None) -> None:
         self.digest: str | None = None
+        self.frames: FrameTable | None = None
         self._path = path
         self._partial = path.with_name(path.name + PARTIAL_SUFFIX)
         self._layout = layout
+        self._framing: FrameWriter | None = None
+        if zstd_level is not None:
+            self._framing = FrameWriter(layout, level=zstd_level, frame_bytes=FRAME_BYTES)
         self._running = Digest()
         self._position = 0
         self._begun_bytes = 0
@@ -70,6 +82,10 @@ class BlobWriter:
                     f"{self._path.name}: {self._position} bytes written, "
                     f"its layout has {self._layout.file_bytes}"
                 )
+            if self._framing is not None:
+                self._store(self._framing.finish())
+                self._framing.close()
+                self.frames = self._framing.table
             os.fsync(self._file.fileno())
             self._file.close()
             os.rename(self._partial, self._path)
@@ -79,11 +95,7 @@ class BlobWriter:
         self.digest = self._running.text
 
     def _append(self, view: memoryview) -> None:
-        for begin in range(0, view.nbytes, _WRITE_BYTES):
-            piece = view[begin : begin + _WRITE_BYTES]
-            self._running.update(piece)
-            while piece.nbytes:
-                piece = piece[self._file.write(piece) :]
+        self._store([view] if self._framing is None else self._framing.add(view))
         self._position += view.nbytes
         self._begin_writeback()
 
@@ -99,6 +111,17 @@ class BlobWriter:
         os.posix_fadvise(self._file.fileno(), begun_bytes, length_bytes, os.POSIX_FADV_DONTNEED)
         self._begun_bytes = end_bytes
 
+    def _store(self, parts: Iterable[Bytes]) -> None:
+        for part in parts:
+            view = memoryview(part)
+            for begin in range(0, view.nbytes, _WRITE_BYTES):
+                piece = view[begin : begin + _WRITE_BYTES]
+                self._running.update(piece)
+                while piece.nbytes:
+                    piece = piece[self._file.write(piece) :]
+
     def _discard(self) -> None:
+        if self._framing is not None:
+            self._framing.close()
         self._file.close()
         self._partial.unlink(missing_ok=True)

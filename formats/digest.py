@@ -33,6 +33,13 @@ def is_digest(value: object) -> bool:
     return isinstance(value, str) and _PATTERN.fullmatch(value) is not None
 
 
+def bytes_digest(data: bytes) -> str:
+    """The digest of bytes at hand."""
+    digest = Digest()
+    digest.update(data)
+    return digest.text
+
+
 def file_digest(path: Path) -> str:
     """The digest of a whole file, read through the page cache. Raises OSError."""
     digest = Digest()

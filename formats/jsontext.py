@@ -1,4 +1,4 @@
-"""JSON from a file that nobody vouches for: no duplicate keys, no NaN, no deep recursion."""
+"""JSON from a file that nobody vouches for: no duplicate keys, NaN, half characters, deep nests."""
 
 from __future__ import annotations
 
@@ -22,9 +22,14 @@ def _no_constants(text: str) -> Any:
 def parse_json(raw: bytes) -> Any:
     """The value in `raw` (UTF-8). Raises ValueError, with a short reason, on anything else."""
     try:
-        return json.loads(
+        value = json.loads(
             raw.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constants
         )
+        if b"\\u" in raw:  # an escape can stand for half a character, which no file can hold
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except UnicodeEncodeError:
+        raise ValueError("an escape that is no character") from None
     except RecursionError:
         raise ValueError("nested too deeply") from None
 

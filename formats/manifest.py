@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
+from layerpack.formats.frame_table import FRAMES_SUFFIX, FrameTable
 from layerpack.formats.header import TensorEntry
 from layerpack.formats.nf4 import SUFFIXES, Nf4State
 from layerpack.formats.units import num_elements
@@ -27,6 +28,15 @@ class Role(str, Enum):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceFile:
     """One file that the pack was made from. `digest` is `xxh3_128:…` or `sha256:…`."""
+
+    name: str
+    file_bytes: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackFile:
+    """A small file beside the blobs: config, tokenizer, index. `digest` is `xxh3_128:…`."""
 
     name: str
     file_bytes: int
@@ -75,11 +85,23 @@ class Quantization:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Compression:
+    """How the blobs are compressed: zstd's `level`, by `library`, the version of zstd.
+
+    Another version may give other bytes for the same weights, never other weights.
+    """
+
+    level: int
+    library: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Blob:
     """One file of tensors. `layer` is set for Role.LAYER only.
 
     `nf4` maps the name of each quantised weight to its state, so that a reader needs to open no
-    blob before it streams it.
+    blob before it streams it. `frames` is set where the file is compressed: `file_bytes` and
+    `digest` are those of the file as it is, the tensors' offsets those of its raw bytes.
     """
 
     role: Role
@@ -89,11 +111,27 @@ class Blob:
     digest: str
     tensors: tuple[TensorEntry, ...]
     nf4: dict[str, Nf4State] = field(default_factory=dict)
+    frames: FrameTable | None = None
+
+    @property
+    def raw_bytes(self) -> int:
+        """Size of the plain safetensors file, whether the blob is stored so or compressed."""
+        return self.file_bytes if self.frames is None else self.frames.raw_bytes
+
+    @property
+    def ratio(self) -> float:
+        """Stored bytes over raw bytes: 1 where nothing is compressed."""
+        return self.file_bytes / self.raw_bytes
+
+    @property
+    def raw_file(self) -> str:
+        """Name of the plain safetensors file."""
+        return self.file.removesuffix(FRAMES_SUFFIX)
 
     @property
     def data_start_bytes(self) -> int:
         """Offset of the first tensor: where a read that leaves out the header begins."""
-        return self.tensors[0].offset_bytes if self.tensors else self.file_bytes
+        return self.tensors[0].offset_bytes if self.tensors else self.raw_bytes
 
     @property
     def num_parameters(self) -> int:
@@ -115,13 +153,19 @@ class Blob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """All of `layerpack.json`. `blobs` are in the order of use: embedding, layers, head."""
+    """All of `layerpack.json`. `blobs` are in the order of use: embedding, layers, head.
+
+    `files` are all the others that belong to the pack, this one left out. `compression` is None
+    for a plain pack.
+    """
 
     producer: str
     source: Source
     model: Model
     quantization: Quantization
     blobs: tuple[Blob, ...]
+    files: tuple[PackFile, ...] = ()
+    compression: Compression | None = None
 
     @property
     def embedding(self) -> Blob:
@@ -140,5 +184,10 @@ class Manifest:
 
     @property
     def total_bytes(self) -> int:
-        """Bytes of all blobs."""
+        """Bytes of all blobs, as they are stored."""
         return sum(blob.file_bytes for blob in self.blobs)
+
+    @property
+    def raw_bytes(self) -> int:
+        """Bytes of all blobs, uncompressed."""
+        return sum(blob.raw_bytes for blob in self.blobs)

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
 from layerpack.formats.errors import PackError
-from layerpack.formats.header import read_header
+from layerpack.formats.frame_table import FrameTable
+from layerpack.formats.frames import FrameDecoder
+from layerpack.formats.header import TensorEntry, parse_header, read_header
 from layerpack.formats.manifest import MANIFEST_NAME, Blob, Manifest
 from layerpack.formats.manifest_json import parse_manifest
+from layerpack.formats.units import human_bytes
+
+MAX_MANIFEST_BYTES = 1_000_000_000
+"""Far beyond any model's: 80 layers of seven weights take 0.8 MB."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,8 +55,26 @@ class Pack:
             raise PackError(
                 f"{path} has {found_bytes} of {blob.file_bytes} bytes; restore it or convert again"
             )
-        if read_header(path) != blob.tensors:
+        if stored_header(path, blob.frames) != blob.tensors:
             raise PackError(f"{path}: its header differs from {MANIFEST_NAME}; convert again")
+
+
+def stored_header(path: Path, table: FrameTable | None) -> tuple[TensorEntry, ...]:
+    """The safetensors header of a blob, plain or compressed. Raises PackError."""
+    if table is None:
+        return read_header(path)
+    frame = table.frames[0]
+    raw = bytearray(frame.raw_bytes)
+    try:
+        with open(path, "rb", buffering=0) as file:
+            stored = memoryview(file.read(frame.stored_bytes))
+    except OSError as reason:
+        raise PackError(f"{path}: cannot be read ({reason.strerror})") from reason
+    try:
+        FrameDecoder().decode(stored, frame.coding, memoryview(raw))
+    except PackError as error:
+        raise PackError(f"{path}: its first frame {error}") from error
+    return parse_header(bytes(raw), file_bytes=table.raw_bytes, where=str(path))
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -58,6 +83,11 @@ def read_manifest(path: Path) -> Manifest:
     if not path.is_dir():
         raise PackError(f"{path}: no such directory; name one that `layerpack convert` wrote")
     try:
+        found = file.stat()
+        if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_MANIFEST_BYTES:
+            raise PackError(
+                f"{file}: not a file of at most {human_bytes(MAX_MANIFEST_BYTES)}, so no manifest"
+            )
         raw = file.read_bytes()
     except FileNotFoundError:
         raise PackError(

@@ -7,18 +7,26 @@ from collections.abc import Iterator
 
 from layerpack.formats import nf4
 from layerpack.formats.digest import is_digest
-from layerpack.formats.manifest import Blob, Manifest, Role
+from layerpack.formats.frame_table import FRAMES_SUFFIX
+from layerpack.formats.header import TensorEntry
+from layerpack.formats.manifest import MANIFEST_NAME, Blob, Manifest, PackFile, Role
 from layerpack.formats.units import DTYPE_BYTES, PAGE_BYTES, num_elements
 
-_PLAIN_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}\.safetensors")
+_PLAIN_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}\.safetensors(\.zst)?")
 _LOAD_DTYPES = ("BF16", "F16", "F32")
+STORED_DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")
+"""What a tensor of a pack may be: a reader needs no others."""
 
 
 def manifest_problems(manifest: Manifest) -> list[str]:
     """Every rule of docs/format.md that the manifest breaks, one short sentence each."""
     problems = [problem for blob in manifest.blobs for problem in _blob_problems(blob)]
     problems += _order_problems(manifest)
-    files = [blob.file for blob in manifest.blobs]
+    problems += [problem for file in manifest.files for problem in _file_problems(file)]
+    for blob in manifest.blobs:
+        if (blob.frames is None) != (manifest.compression is None):
+            problems.append(f"{blob.file}: frames, or none, against features")
+    files = [blob.file for blob in manifest.blobs] + [file.name for file in manifest.files]
     names = [entry.name for blob in manifest.blobs for entry in blob.tensors]
     problems += [f"{file} is listed twice" for file in _repeated(files)]
     problems += [f"tensor {name} is listed twice" for name in _repeated(names)]
@@ -26,11 +34,51 @@ def manifest_problems(manifest: Manifest) -> list[str]:
         problems.append(f"block size {manifest.quantization.block_size} is not supported")
     if manifest.model.dtype not in _LOAD_DTYPES:
         problems.append(f"model dtype {manifest.model.dtype} is not one of {_LOAD_DTYPES}")
-    present = set(names)
-    for wanted in dict.fromkeys((manifest.model.embedding, manifest.model.head)):
-        if wanted not in present:
-            problems.append(f"tensor {wanted}, named under model, is in no blob")
+    if not problems:  # what follows takes blobs and tensors to be where they belong
+        problems += [*_model_problems(manifest), *_quantization_problems(manifest)]
     return problems
+
+
+def _model_problems(manifest: Manifest) -> Iterator[str]:
+    """Embedding, head and layers, as the model names them."""
+    model = manifest.model
+    embedding = _entry(manifest.embedding, model.embedding)
+    if embedding is None:
+        yield f"tensor {model.embedding}, named under model, is not in {manifest.embedding.file}"
+    elif embedding.dtype not in _LOAD_DTYPES or not _is_matrix(embedding.shape):
+        yield f"{manifest.embedding.file}: {embedding.name} is not a matrix of 16 or 32 bits"
+    if not model.tied:
+        head, state = _entry(manifest.head, model.head), manifest.head.nf4.get(model.head)
+        if head is None:
+            yield f"tensor {model.head}, named under model, is not in {manifest.head.file}"
+        elif not _is_matrix(state.shape if state else head.shape):
+            yield f"{manifest.head.file}: {head.name} is not a matrix"
+        elif state is None and head.dtype not in _LOAD_DTYPES:
+            yield f"{manifest.head.file}: {head.name} is not a matrix of 16 or 32 bits"
+    for blob in manifest.layers:
+        prefix = f"{model.layers_path}.{blob.layer}."
+        for entry in blob.tensors:
+            if not entry.name.startswith(prefix):
+                yield f"{blob.file}: {entry.name} does not begin with {prefix}"
+
+
+def _quantization_problems(manifest: Manifest) -> Iterator[str]:
+    """Each weight's own state against what is said of all of them."""
+    said = manifest.quantization
+    for blob in manifest.blobs:
+        for name, state in blob.nf4.items():
+            if (state.block_size, state.double_quant) != (said.block_size, said.double_quant):
+                yield f"{blob.file}: {name} is not quantised as quantization says"
+    if said.head != (manifest.model.head in manifest.head.nf4):
+        yield f"quantization.head is {str(said.head).lower()}, the head's blob says otherwise"
+
+
+def _entry(blob: Blob, name: str) -> TensorEntry | None:
+    return next((entry for entry in blob.tensors if entry.name == name), None)
+
+
+def _is_matrix(shape: tuple[int, ...]) -> bool:
+    return len(shape) == 2 and all(shape)
 
 
 def _order_problems(manifest: Manifest) -> Iterator[str]:
@@ -51,10 +99,19 @@ def _title(role: Role, layer: int | None) -> str:
     return role.value if layer is None else f"{role.value} {layer}"
 
 
+def _file_problems(file: PackFile) -> Iterator[str]:
+    plain = file.name.isprintable() and not set(file.name) & set("/\\")
+    if not plain or file.name in (".", "..", MANIFEST_NAME):
+        yield f"file name {file.name!r} is not a plain name inside the pack"
+    if not is_digest(file.digest):
+        yield f"{file.name}: digest {file.digest[:60]!r} is not an xxh3_128 digest"
+
+
 def _blob_problems(blob: Blob) -> Iterator[str]:
     if not _PLAIN_FILE_NAME.fullmatch(blob.file):
         yield f"file name {blob.file!r} is not a plain .safetensors name inside the pack"
         return
+    yield from _frames_problems(blob)
     if not is_digest(blob.digest):
         yield f"{blob.file}: digest {blob.digest[:60]!r} is not an xxh3_128 digest"
     if not blob.tensors:
@@ -64,7 +121,7 @@ def _blob_problems(blob: Blob) -> Iterator[str]:
     if position % PAGE_BYTES or position < PAGE_BYTES:
         yield f"{blob.file}: data begin at byte {position}, not at a multiple of {PAGE_BYTES}"
     for entry in blob.tensors:
-        if entry.dtype not in DTYPE_BYTES:
+        if entry.dtype not in STORED_DTYPES:
             yield f"{blob.file}: {entry.name} has dtype {entry.dtype!r}, which is not known"
             return
         if entry.length_bytes != num_elements(entry.shape) * DTYPE_BYTES[entry.dtype]:
@@ -74,12 +131,19 @@ def _blob_problems(blob: Blob) -> Iterator[str]:
         elif entry.offset_bytes > position:
             yield f"{blob.file}: hole before {entry.name}"
         position = entry.end_bytes
-    if position > blob.file_bytes:
-        yield f"{blob.file}: tensors end at byte {position}, outside its {blob.file_bytes} bytes"
-    elif position < blob.file_bytes:
-        yield f"{blob.file}: {blob.file_bytes - position} bytes after the last tensor"
+    if position > blob.raw_bytes:
+        yield f"{blob.file}: tensors end at byte {position}, outside its {blob.raw_bytes} bytes"
+    elif position < blob.raw_bytes:
+        yield f"{blob.file}: {blob.raw_bytes - position} bytes after the last tensor"
     yield from _nf4_problems(blob)
     yield from _alignment_problems(blob)
+
+
+def _frames_problems(blob: Blob) -> Iterator[str]:
+    if blob.file.endswith(FRAMES_SUFFIX) != (blob.frames is not None):
+        yield f"{blob.file}: file name and frames do not fit"
+    if blob.frames is not None and blob.frames.file_bytes != blob.file_bytes:
+        yield f"{blob.file}: frames end at {blob.frames.file_bytes}, not at {blob.file_bytes}"
 
 
 def _nf4_problems(blob: Blob) -> Iterator[str]:
@@ -89,7 +153,7 @@ def _nf4_problems(blob: Blob) -> Iterator[str]:
         if state.block_size not in nf4.BLOCK_SIZES or state.dtype not in _LOAD_DTYPES:
             yield f"{blob.file}: {name} has an unknown block size or dtype"
             return
-        if len(state.shape) != 2:
+        if not _is_matrix(state.shape):
             yield f"{blob.file}: {name} is not a matrix"
             return
         for part, dtype, shape in nf4.parts(

@@ -94,7 +94,10 @@ def place_views(storage: torch.Tensor, blob: Blob, *, prefix: str, base_bytes: i
 
 
 def make_state(functional: Any, state: nf4.Nf4State, part: Any) -> Any:
-    """bitsandbytes' QuantState over `part(suffix)` tensors; `offset` is set when binding."""
+    """bitsandbytes' QuantState over `part(suffix)` tensors; its `offset` is left to be set.
+
+    Making that tensor on a CUDA device waits for the device, which is not for every bind.
+    """
     nested = None
     if state.double_quant:
         nested = functional.QuantState(
@@ -103,15 +106,13 @@ def make_state(functional: Any, state: nf4.Nf4State, part: Any) -> Any:
             code=part(nf4.NESTED_QUANT_MAP),
             dtype=torch.float32,
         )
-    absmax = part(nf4.ABSMAX)
     return functional.QuantState(
-        absmax=absmax,
+        absmax=part(nf4.ABSMAX),
         shape=torch.Size(state.shape),
         code=part(nf4.QUANT_MAP),
         blocksize=state.block_size,
         quant_type="nf4",
         dtype=TORCH_DTYPES[state.dtype],
-        offset=offset_tensor(state, absmax.device),
         state2=nested,
     )
 

@@ -8,65 +8,105 @@ https://arxiv.org/abs/2211.17192.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from layerpack.formats.errors import SourceError
+from layerpack.formats.errors import CapacityError, SourceError
+
+DRAFT_TOKENS = 16
+"""Tokens proposed per pass unless asked otherwise.
+
+A pass that checks 16 tokens costs what a pass of one does, so only the draft's own time counts:
+16 tokens of a 0.5B model take a fraction of a pass that streams tens of gigabytes. Further tokens
+seldom pay: a draft that is right nine times in ten has all 16 right once in five. The number stays
+constant, whatever the draft's confidence: a wrong proposal costs nothing but the draft's time.
+"""
 
 
-def load_draft(name: str, device: torch.device) -> tuple[Any, Any]:
-    """(model, tokenizer) of a checkpoint directory or Hub repo, wholly on `device`, in 16 bits.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draft:
+    """A draft model, resident on the large model's device. `name` is for messages."""
 
-    A pack is a checkpoint, too. Raises SourceError.
+    name: str
+    network: Any
+    tokenizer: Any
+
+    def check_tokens(self, tokenizer: Any) -> None:
+        """Raises SourceError if the large model's `tokenizer` gives other tokens."""
+        if self.tokenizer.get_vocab() != tokenizer.get_vocab():
+            raise SourceError(
+                f"draft {self.name}: its tokenizer has another vocabulary than the pack's; "
+                "use a smaller model of the same family"
+            )
+
+    def fit(self, vocab_size: int) -> None:
+        """Let the draft take and give tokens of a vocabulary padded to `vocab_size` entries.
+
+        Models of one family pad the same vocabulary to different sizes (Qwen2.5: 151,936 up to
+        3B, 152,064 for 72B). The draft's logits are cut or filled up, a filled entry being
+        infinitely unlikely; an id that its embedding lacks is read as its last entry.
+        """
+        text_config = self.network.config.get_text_config()
+        have = text_config.vocab_size
+        if vocab_size == have:
+            return
+
+        def fit_logits(_module: Any, _args: Any, logits: torch.Tensor) -> torch.Tensor:
+            if vocab_size < have:
+                return logits[..., :vocab_size]
+            return nn.functional.pad(logits, (0, vocab_size - have), value=float("-inf"))
+
+        def fit_ids(_module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            return (args[0].clamp(max=have - 1), *args[1:])
+
+        self.network.get_output_embeddings().register_forward_hook(fit_logits)
+        self.network.get_input_embeddings().register_forward_pre_hook(fit_ids, prepend=True)
+        text_config.vocab_size = vocab_size
+        self.network.config.vocab_size = vocab_size
+
+    def cache_bytes(self, context_tokens: int) -> int:
+        """Bytes of the draft's KV cache for the whole context."""
+        config = self.network.config.get_text_config()
+        heads = config.num_attention_heads
+        kv_heads = getattr(config, "num_key_value_heads", None) or heads
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+        width = torch.empty((), dtype=self.network.dtype).element_size()
+        return int(2 * config.num_hidden_layers * kv_heads * head_dim * width * context_tokens)
+
+    def arguments(self, num_tokens: int) -> dict[str, Any]:
+        """For transformers' `generate`: propose `num_tokens` a pass, never fewer."""
+        settings = self.network.generation_config
+        settings.num_assistant_tokens = num_tokens
+        settings.num_assistant_tokens_schedule = "constant"
+        settings.assistant_confidence_threshold = 0.0
+        return {"assistant_model": self.network}
+
+
+def load_draft(name: str, *, device: torch.device, dtype: torch.dtype) -> Draft:
+    """A plain checkpoint, from a directory or the Hub, wholly on `device`.
+
+    Raises SourceError, CapacityError (the device has not enough memory for it).
     """
     import transformers
 
     transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            name, dtype="auto", device_map={"": device}, trust_remote_code=False
+        # Not `device_map`: transformers wants accelerate for it.
+        network = transformers.AutoModelForCausalLM.from_pretrained(
+            name, dtype=dtype, trust_remote_code=False
         )
+        if network.device != device:
+            network = network.to(device)
         tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError, ImportError, RuntimeError) as reason:
+    except torch.OutOfMemoryError as reason:
+        raise CapacityError(
+            f"draft {name}: the device has too little memory for it; use a smaller one"
+        ) from reason
+    except Exception as reason:  # the tokenizers package raises nothing more specific
         line = (str(reason).strip().splitlines() or [repr(reason)])[0]
-        raise SourceError(f"--draft {name}: cannot be loaded ({line})") from reason
-    return model.eval(), tokenizer
-
-
-def fit_draft(draft: Any, draft_tokenizer: Any, *, network: Any, tokenizer: Any) -> None:
-    """Make `draft` usable beside `network`. Raises SourceError if they name tokens differently.
-
-    Models of one family pad the same vocabulary to different sizes (Qwen2.5: 151,936 up to 3B,
-    152,064 for 72B). The draft's logits are cut or filled to the large model's number; a filled
-    entry is never proposed.
-    """
-    if draft_tokenizer.get_vocab() != tokenizer.get_vocab():
-        raise SourceError(
-            "--draft: its tokenizer has another vocabulary than the pack's; "
-            "use a smaller model of the same family"
-        )
-    wanted = network.config.get_text_config().vocab_size
-    have = draft.config.get_text_config().vocab_size
-    if wanted == have:
-        return
-
-    def fit(_module: Any, _args: Any, logits: torch.Tensor) -> torch.Tensor:
-        if wanted < have:
-            return logits[..., :wanted]
-        return nn.functional.pad(logits, (0, wanted - have), value=float("-inf"))
-
-    draft.get_output_embeddings().register_forward_hook(fit)
-    draft.config.get_text_config().vocab_size = wanted
-    draft.config.vocab_size = wanted
-
-
-def draft_cache_bytes(draft: Any, context_tokens: int) -> int:
-    """Bytes of the draft's KV cache for the whole context."""
-    config = draft.config.get_text_config()
-    heads = config.num_attention_heads
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    width = torch.empty((), dtype=draft.dtype).element_size()
-    return int(2 * config.num_hidden_layers * kv_heads * head_dim * width * context_tokens)
+        raise SourceError(f"draft {name}: cannot be loaded ({line})") from reason
+    return Draft(name=name, network=network.eval(), tokenizer=tokenizer)

@@ -17,23 +17,27 @@ from layerpack.formats import nf4
 from layerpack.formats.manifest import Blob
 from layerpack.formats.nf4 import Nf4State
 from layerpack.formats.pack import Pack
+from layerpack.formats.read import Reader
 from layerpack.runtime.bind import TORCH_DTYPES, make_state, offset_tensor, view_tensor
-from layerpack.runtime.host import map_bytes
+from layerpack.runtime.host import populate
 from layerpack.runtime.linear import bitsandbytes_functional, nf4_linear
-from layerpack.runtime.slices import Slice, head_weight
+from layerpack.runtime.slices import Part, Slice, head_weight
+from layerpack.runtime.stored import FramedMatrix, tensor_bytes
 
 SliceContext = Callable[[int], contextlib.AbstractContextManager[torch.Tensor]]
 """`with use(index) as storage:` the slice's bytes (uint8) on the compute device."""
 
 
 class EmbeddingRows:
-    """Feeds an embedding module the rows of the tokens at hand, from a mapped file.
+    """Feeds an embedding module the rows of the tokens at hand, from a mapped or compressed file.
 
     The module keeps its own forward (some models scale in it); it sees a weight of as many rows
     as there are tokens, and positions in it for ids.
     """
 
-    def __init__(self, module: nn.Module, matrix: torch.Tensor, device: torch.device) -> None:
+    def __init__(
+        self, module: nn.Module, matrix: torch.Tensor | FramedMatrix, device: torch.device
+    ) -> None:
         self._matrix = matrix
         self._device = device
         module._parameters["weight"] = nn.Parameter(
@@ -46,7 +50,11 @@ class EmbeddingRows:
 
     def _gather(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         ids = args[0]
-        rows = self._matrix[ids.reshape(-1).cpu()].to(self._device)
+        tokens = ids.reshape(-1).cpu()
+        if isinstance(self._matrix, torch.Tensor):
+            for token in tokens.unique().tolist():
+                populate(self._matrix[token].view(torch.uint8), "embedding")
+        rows = self._matrix[tokens].to(self._device)
         module._parameters["weight"] = nn.Parameter(rows, requires_grad=False)
         places = torch.arange(rows.shape[0], device=self._device).view(ids.shape)
         return (places, *args[1:])
@@ -83,19 +91,20 @@ class SlicedHead(nn.Module):
         """Logits in the input's dtype."""
         if len(self._slices) == 1:
             with self._use(self._slices[0].index) as storage:
-                return self._part(x, storage, self._slices[0], self.bias)
+                return self.part(x, storage, self._slices[0], self.bias)
         out = torch.empty((*x.shape[:-1], self.out_features), dtype=x.dtype, device=x.device)
         for part in self._slices:
             assert part.rows is not None
             first, last = part.rows
             bias = None if self.bias is None else self.bias[first:last]
             with self._use(part.index) as storage:
-                out[..., first:last] = self._part(x, storage, part, bias)
+                out[..., first:last] = self.part(x, storage, part, bias)
         return out
 
-    def _part(
+    def part(
         self, x: torch.Tensor, storage: torch.Tensor, part: Slice, bias: torch.Tensor | None
     ) -> torch.Tensor:
+        """Logits (…, rows of `part`) from the slice's bytes."""
         assert part.rows is not None
         num_rows = part.rows[1] - part.rows[0]
         raw = storage[: part.length_bytes]
@@ -113,7 +122,7 @@ def _head_constants(
     for suffix in (nf4.ABSMAX, nf4.QUANT_MAP, nf4.NESTED_ABSMAX, nf4.NESTED_QUANT_MAP):
         entry = next((e for e in blob.tensors if e.name == name + suffix), None)
         if entry is not None:
-            raw = map_bytes(pack.blob_path(blob), entry.offset_bytes, entry.length_bytes)
+            raw = tensor_bytes(pack, blob, entry)
             # A clone is aligned to its element, wherever the bytes lay in the file.
             constants[suffix] = raw.clone().view(TORCH_DTYPES[entry.dtype]).to(device)
     return constants
@@ -141,9 +150,53 @@ def _rows_state(state: Nf4State, constants: dict[str, torch.Tensor], rows: tuple
     return result
 
 
-def embedding_matrix(pack: Pack) -> torch.Tensor:
-    """The embedding (vocabulary, hidden) as a read-only mapping: only rows in use are read."""
+def embedding_matrix(pack: Pack, reader: Reader) -> torch.Tensor | FramedMatrix:
+    """The embedding (vocabulary, hidden): only rows in use are read, by mapping or `reader`."""
     blob = pack.manifest.embedding
     entry = blob.tensor(pack.manifest.model.embedding)
-    raw = map_bytes(pack.blob_path(blob), entry.offset_bytes, entry.length_bytes)
-    return view_tensor(raw, entry, entry.offset_bytes)
+    if blob.frames is not None:
+        return FramedMatrix(pack.blob_path(blob), blob.frames, entry, reader)
+    return view_tensor(tensor_bytes(pack, blob, entry), entry, entry.offset_bytes)
+
+
+def attach_ends(
+    network: Any,
+    pack: Pack,
+    device: torch.device,
+    *,
+    slices: Sequence[Slice],
+    use: SliceContext,
+    reader: Reader,
+) -> None:
+    """Embedding rows, lm_head by its slices, and the few other weights outside the layers.
+
+    `use` lends the bytes of one of `slices` on `device`; `reader` reads raw bytes of any blob, for
+    as long as the network is in use.
+    """
+    model = pack.manifest.model
+    matrix = embedding_matrix(pack, reader)
+    embedding = network.get_input_embeddings()
+    EmbeddingRows(embedding, matrix, device)
+    elsewhere = {model.embedding, model.head}
+    elsewhere |= {model.head + suffix for suffix in nf4.SUFFIXES}
+    for blob in (pack.manifest.embedding, pack.manifest.head):
+        for entry in blob.tensors:
+            if entry.name in elsewhere:
+                continue
+            raw = tensor_bytes(pack, blob, entry)
+            owner, _, leaf = entry.name.rpartition(".")
+            network.get_submodule(owner)._parameters[leaf] = nn.Parameter(
+                view_tensor(raw, entry, entry.offset_bytes).to(device, copy=True),
+                requires_grad=False,
+            )
+    old_head = network.get_output_embeddings()
+    head = SlicedHead(
+        pack=pack,
+        slices=[part for part in slices if part.part is Part.HEAD],
+        use=use,
+        bias=getattr(old_head, "bias", None),
+        device=device,
+    )
+    for name, module in list(network.named_modules()):
+        if module is old_head:
+            network.set_submodule(name, head)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from layerpack.formats.errors import PromptError, StreamError
+from layerpack.runtime.draft import DRAFT_TOKENS, Draft
+from layerpack.runtime.exact import token_by_token
 from layerpack.runtime.needs import PREFILL_TOKENS
-
-Message = Mapping[str, str]
-"""`{"role": "user", "content": "…"}`, as chat templates take them."""
+from layerpack.runtime.passes import StepClock, continued, count_proposed, note_passes
+from layerpack.runtime.prompt import Message, encode_prompt, tokens_left
+from layerpack.runtime.text_sink import TextSink
+from layerpack.runtime.trace import NO_TRACE, Trace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,9 +25,12 @@ class GenerateOptions:
     """`temperature` 0 is greedy decoding; `top_p`, `top_k` and `seed` matter above it only.
 
     `raw` sends a text as it is, without the chat template; `system` is a system message put
-    before it. `prompt_lookup_tokens` proposes so many tokens per pass from repetitions of the
-    prompt; `draft` is a smaller transformers model that proposes them. Both change how many
-    tokens a pass gives, never which.
+    before it. `draft_tokens` are proposed per pass by the model's draft, if it has one (0 leaves
+    it out); `prompt_lookup_tokens` per pass from repetitions of the prompt. Both change how many
+    tokens a pass gives, never which: `exact` checks them with plain decoding's own arithmetic.
+    Without it they are checked all at once, which costs the device less, but rounding may choose
+    otherwise between two tokens that are all but equally likely. Sampling is never `exact`: drawn
+    otherwise, though with the same odds.
     """
 
     max_new_tokens: int = 512
@@ -34,16 +40,19 @@ class GenerateOptions:
     seed: int | None = None
     raw: bool = False
     system: str | None = None
+    draft_tokens: int = DRAFT_TOKENS
     prompt_lookup_tokens: int | None = None
-    draft: Any = None
+    exact: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generation:
     """What came out. `finish` is stop (an end token), length, or interrupted.
 
-    `passes` counts runs of the model, prefill included; `pass_s` their mean, in seconds;
-    `first_pass_s` the first alone.
+    `passes` counts runs of the model, prefill included; `pass_s` their mean, in seconds, a
+    draft's time included; `first_pass_s` the first alone. `decode_passes` are those that gave
+    tokens: all but the first ones of a long prompt. Of `proposed_tokens`, by a draft or prompt
+    lookup, `accepted_tokens` were right.
     """
 
     text: str
@@ -51,6 +60,8 @@ class Generation:
     prompt_tokens: int
     finish: str
     passes: int
+    decode_passes: int
+    proposed_tokens: int
     seconds: float
     first_pass_s: float
     peak_vram_bytes: int
@@ -60,6 +71,16 @@ class Generation:
         """Mean seconds of a pass."""
         return self.seconds / self.passes if self.passes else 0.0
 
+    @property
+    def accepted_tokens(self) -> int:
+        """Proposed tokens that were right: each pass gives one token of its own beside them."""
+        return max(0, len(self.token_ids) - self.decode_passes)
+
+    @property
+    def tokens_per_pass(self) -> float:
+        """Mean number of tokens that a pass gave."""
+        return len(self.token_ids) / self.decode_passes if self.decode_passes else 0.0
+
 
 def run_generation(
     network: Any,
@@ -67,25 +88,46 @@ def run_generation(
     prompt: str | Sequence[Message],
     options: GenerateOptions,
     *,
+    layers_path: str,
+    reserved_tokens: int | None = None,
+    draft: Draft | None = None,
     on_text: Callable[[str], None] | None = None,
+    trace: Trace = NO_TRACE,
 ) -> Generation:
-    """See `Model.generate`."""
+    """See `Model.generate`; the decoder layers are at `layers_path` of `network`.
+
+    `reserved_tokens` is the most that memory was set aside for, None if it was not.
+    """
+    if draft is not None and options.prompt_lookup_tokens is not None and options.draft_tokens:
+        raise PromptError("a draft and prompt lookup exclude each other; ask for one of them")
     ids = encode_prompt(tokenizer, prompt, options).to(network.device)
-    new_tokens = _room(network.config, ids.shape[1], options.max_new_tokens)
+    new_tokens = tokens_left(
+        int(ids.shape[1]),
+        options.max_new_tokens,
+        limit=getattr(network.config.get_text_config(), "max_position_embeddings", None),
+        reserved=reserved_tokens,
+    )
     if options.seed is not None:
         torch.manual_seed(options.seed)
     if network.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(network.device)
-    sink = _TextSink(tokenizer, on_text)
+    steps = StepClock(trace)
+    sink = TextSink(tokenizer, on_text, on_ids=steps.tokens_known)
     finish = "length"
-    with _count_passes(network) as passes:
+    proposing = _proposing_arguments(options, draft)
+    exactly = proposing and options.exact and options.temperature == 0
+    with note_passes(network, steps) as passes:
         begin_s = time.perf_counter()
         try:
-            network.generate(
+            _run(
+                network,
                 ids,
-                attention_mask=torch.ones_like(ids),
-                streamer=sink,
-                **_arguments(network, tokenizer, options, ids.shape[1], new_tokens),
+                sink,
+                steps,
+                new_tokens=new_tokens,
+                arguments=_arguments(network, tokenizer, options, int(ids.shape[1])),
+                proposing=proposing,
+                exact_path=layers_path if exactly else None,
             )
         except KeyboardInterrupt:
             finish = "interrupted"
@@ -95,70 +137,91 @@ def run_generation(
                 "lower --context, or keep fewer layers resident with a lower --vram"
             ) from error
         seconds = time.perf_counter() - begin_s
-    sink.flush()
+    if trace.clock is not None:
+        trace.clock.finish()
     if finish == "length" and sink.token_ids and sink.token_ids[-1] in _end_ids(network):
         finish = "stop"
+    decode_passes, proposed = count_proposed(passes, int(ids.shape[1]))
     return Generation(
         text=sink.text,
         token_ids=tuple(sink.token_ids),
         prompt_tokens=int(ids.shape[1]),
         finish=finish,
         passes=len(passes),
+        decode_passes=decode_passes,
+        proposed_tokens=proposed,
         seconds=seconds,
-        first_pass_s=passes[0] if passes else 0.0,
+        first_pass_s=passes[0].seconds if passes else 0.0,
         peak_vram_bytes=(
             torch.cuda.max_memory_allocated(network.device) if network.device.type == "cuda" else 0
         ),
     )
 
 
-def encode_prompt(
-    tokenizer: Any, prompt: str | Sequence[Message], options: GenerateOptions
-) -> torch.Tensor:
-    """Token ids (1, tokens). Raises PromptError if empty, or if there is no chat template."""
-    if isinstance(prompt, str):
-        if not prompt.strip():
-            raise PromptError("the prompt is empty; give some text with --prompt or on stdin")
-        if options.raw:
-            ids = tokenizer(prompt, return_tensors="pt").input_ids
-            if not ids.shape[1]:
-                raise PromptError("the prompt has no tokens; give some text")
-            return torch.as_tensor(ids)
-        messages: list[Message] = [{"role": "user", "content": prompt}]
-    else:
-        messages = list(prompt)
-        if not messages:
-            raise PromptError("the list of messages is empty")
-    if options.system is not None:
-        messages = [{"role": "system", "content": options.system}, *messages]
-    if not getattr(tokenizer, "chat_template", None):
-        raise PromptError("this model has no chat template; use --raw for plain text")
-    try:
-        encoded = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+def _run(
+    network: Any,
+    ids: torch.Tensor,
+    sink: TextSink,
+    steps: StepClock,
+    *,
+    new_tokens: int,
+    arguments: dict[str, Any],
+    proposing: dict[str, Any],
+    exact_path: str | None,
+) -> None:
+    """All passes. With proposals the prompt still goes first, as ever, and gives one token.
+
+    Assisted generation would put prompt and proposals into one pass of any length.
+    """
+    from layerpack.runtime.cache import reserved_cache
+
+    cache = reserved_cache(network.config, int(ids.shape[1]) + new_tokens)
+    common = {"streamer": sink, **arguments}
+    if not proposing or new_tokens == 1:
+        network.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            past_key_values=cache,
+            max_new_tokens=new_tokens,
+            **common,
         )
-    except Exception as error:  # templates are programs of their own and raise what they like
-        line = (str(error).splitlines() or [repr(error)])[0]
-        raise PromptError(f"the model's chat template refused the messages: {line}") from error
-    return torch.as_tensor(encoded["input_ids"])
+        return
+    begun = network.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        past_key_values=cache,
+        max_new_tokens=1,
+        return_dict_in_generate=True,
+        **common,
+    )
+    if sink.token_ids[-1] in _end_ids(network):
+        return
+    sink.expect_prompt()
+    steps.proposing = True
+    exactly = nullcontext() if exact_path is None else token_by_token(network, exact_path)
+    with continued(network), exactly:
+        network.generate(
+            begun.sequences,
+            attention_mask=torch.ones_like(begun.sequences),
+            past_key_values=begun.past_key_values,
+            max_new_tokens=new_tokens - 1,
+            **common,
+            **proposing,
+        )
 
 
-def _room(config: Any, prompt_tokens: int, max_new_tokens: int) -> int:
-    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if limit is None:
-        return max_new_tokens
-    if prompt_tokens >= limit:
-        raise PromptError(
-            f"the prompt has {prompt_tokens} tokens, the model's context is {limit}; shorten it"
-        )
-    return min(max_new_tokens, int(limit) - prompt_tokens)
+def _proposing_arguments(options: GenerateOptions, draft: Draft | None) -> dict[str, Any]:
+    if options.prompt_lookup_tokens is not None:
+        return {"prompt_lookup_num_tokens": options.prompt_lookup_tokens}
+    if draft is not None and options.draft_tokens:
+        return draft.arguments(options.draft_tokens)
+    return {}
 
 
 def _arguments(
-    network: Any, tokenizer: Any, options: GenerateOptions, prompt_tokens: int, new_tokens: int
+    network: Any, tokenizer: Any, options: GenerateOptions, prompt_tokens: int
 ) -> dict[str, Any]:
     arguments: dict[str, Any] = {
-        "max_new_tokens": new_tokens,
         "do_sample": options.temperature > 0,
         # A compiled forward would trace through the hooks that bring the weights.
         "disable_compile": True,
@@ -175,10 +238,6 @@ def _arguments(
         arguments |= {"temperature": None, "top_p": None, "top_k": None}
     if prompt_tokens > PREFILL_TOKENS:
         arguments["prefill_chunk_size"] = PREFILL_TOKENS
-    if options.prompt_lookup_tokens is not None:
-        arguments["prompt_lookup_num_tokens"] = options.prompt_lookup_tokens
-    if options.draft is not None:
-        arguments["assistant_model"] = options.draft
     return arguments
 
 
@@ -187,68 +246,3 @@ def _end_ids(network: Any) -> set[int]:
     if ends is None:
         return set()
     return set(ends) if isinstance(ends, (list, tuple)) else {int(ends)}
-
-
-@contextmanager
-def _count_passes(network: Any) -> Iterator[list[float]]:
-    """Host seconds of each forward of the whole model, in order."""
-    passes: list[float] = []
-    begin_s = [0.0]
-
-    def before(*_: Any) -> None:
-        begin_s[0] = time.perf_counter()
-
-    def after(*_: Any) -> None:
-        passes.append(time.perf_counter() - begin_s[0])
-
-    hooks = [network.register_forward_pre_hook(before), network.register_forward_hook(after)]
-    try:
-        yield passes
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-class _TextSink:
-    """transformers' streamer protocol: collects ids, and hands on text that cannot change any more.
-
-    A token may hold part of a character, and decoding is not token by token: text is held back
-    while it ends in a replacement character, and while its last word may still grow.
-    """
-
-    def __init__(self, tokenizer: Any, on_text: Callable[[str], None] | None) -> None:
-        self.token_ids: list[int] = []
-        self._tokenizer = tokenizer
-        self._on_text = on_text
-        self._prompt_seen = False
-        self._sent = 0
-
-    @property
-    def text(self) -> str:
-        """All text so far."""
-        return str(self._tokenizer.decode(self.token_ids, skip_special_tokens=True))
-
-    def put(self, value: torch.Tensor) -> None:
-        """Called with the prompt's ids first, then with each new token or run of tokens."""
-        if not self._prompt_seen:
-            self._prompt_seen = True
-            return
-        self.token_ids += value.reshape(-1).tolist()
-        if self._on_text is not None:
-            text = self.text
-            if not text.endswith("\ufffd"):
-                self._send(text)
-
-    def end(self) -> None:
-        """Called when generation is over."""
-
-    def flush(self) -> None:
-        """Hand on what was held back."""
-        if self._on_text is not None:
-            self._send(self.text)
-
-    def _send(self, text: str) -> None:
-        if len(text) > self._sent:
-            assert self._on_text is not None
-            self._on_text(text[self._sent :])
-            self._sent = len(text)

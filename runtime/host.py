@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
+import functools
 import mmap
 import os
+import threading
 import warnings
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -21,13 +23,18 @@ import numpy as np
 import torch
 
 from layerpack.formats.errors import CapacityError, StreamError
+from layerpack.formats.read import Reader
 from layerpack.formats.units import MIB, human_bytes
-from layerpack.runtime.read import Reader
+from layerpack.runtime.interrupts import stop_if
+from layerpack.runtime.pieces import split
+from layerpack.runtime.ring import ReadRing
 from layerpack.runtime.slices import Slice
 
 _REGISTER_DEFAULT, _REGISTER_READ_ONLY = 0, 8
 _MADV_WILLNEED, _MADV_POPULATE_READ = 3, 22
-_COPY_BYTES = 64 * MIB
+_NOT_KNOWN = {errno.EINVAL, errno.ENOSYS, errno.ENOMEM, errno.EINTR, errno.EAGAIN}
+_MAP_BYTES, _MAP_THREADS = 64 * MIB, 4
+_COPY_BYTES, _COPY_THREADS = 16 * MIB, 8
 
 
 def map_slice(part: Slice) -> torch.Tensor:
@@ -63,6 +70,20 @@ def advise_needed(tensor: torch.Tensor) -> None:
     _madvise(tensor, _MADV_WILLNEED)
 
 
+def populate(tensor: torch.Tensor, what: str) -> None:
+    """Bring a mapping's pages into memory, so that a use finds them there; waits.
+
+    The kernel can only kill a process that touches a page which cannot be read. Asked in advance
+    (Linux 5.14 and newer), it says so: raises StreamError, with `what` in it.
+    """
+    code = _madvise(tensor, _MADV_POPULATE_READ)
+    if code and code not in _NOT_KNOWN:
+        raise StreamError(
+            f"{what}: its mapped file cannot be read ({os.strerror(code)}; a read error, or the "
+            "file has become shorter); run `layerpack verify`"
+        )
+
+
 class PinnedBuffers:
     """Page-aligned host memory that the device copies from without staging (none: plain memory).
 
@@ -75,7 +96,7 @@ class PinnedBuffers:
         self.tensors: list[torch.Tensor] = []
         try:
             for _ in range(count):
-                tensor = torch.from_numpy(np.frombuffer(_anonymous(each_bytes), dtype=np.uint8))
+                tensor = _anonymous(each_bytes)
                 if device.type == "cuda":
                     code = _register(tensor, _REGISTER_DEFAULT)
                     if code:
@@ -97,16 +118,66 @@ class PinnedBuffers:
     def close(self) -> None:
         """Unregister; nothing may be copying any more."""
         for address in self._registered:
-            torch.cuda.cudart().cudaHostUnregister(address)
+            _unregister(address)
         self._registered.clear()
         self.tensors.clear()
+
+
+class _Populating:
+    """A reader that fills no buffer: it brings the pages of mapped slices into memory."""
+
+    direct = False
+
+    def __init__(self, slices: Sequence[Slice], mapped: dict[int, torch.Tensor]) -> None:
+        self._places = {
+            (part.path, piece.offset_bytes): mapped[part.index][
+                piece.offset_bytes - part.offset_bytes :
+            ]
+            for part in slices
+            for piece in split(part, _MAP_BYTES)
+        }
+
+    def read(self, path: Path, offset_bytes: int, length_bytes: int, buffer: memoryview) -> None:
+        """Populate the piece; blocks, with the GIL released. Raises StreamError."""
+        populate(self._places[path, offset_bytes][:length_bytes], str(path))
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def read_slice(
+    part: Slice,
+    whole: memoryview,
+    reader: Reader,
+    *,
+    watchdog_s: float,
+    cancelled: threading.Event,
+) -> None:
+    """Read the slice to the beginning of `whole`, by several threads; blocks. Raises StreamError.
+
+    For direct reads `whole` must begin on a page and hold the slice's `slot_bytes`.
+    """
+    pieces = split(part, _COPY_BYTES)
+    ring = ReadRing(
+        # As many buffers as pieces: each is read to its place.
+        buffers=[whole[piece.offset_bytes - part.offset_bytes :] for piece in pieces],
+        reader=reader,
+        piece_of=lambda ticket: pieces[ticket],
+        num_threads=min(_COPY_THREADS, len(pieces)),
+        num_tickets=len(pieces),
+    )
+    with ring:
+        for _ in pieces:
+            stop_if(cancelled)
+            ring.take(timeout_s=watchdog_s)
+            ring.release(None)
 
 
 class HostStore:
     """Slices held in host memory for the device to copy from. A context manager.
 
     After `load`, `tensors[index]` is the slice's bytes. `copied_bytes` counts what had to be
-    copied to pinned memory because its mapping could not be registered.
+    copied to pinned memory: its mapping could not be registered, or it is compressed.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -116,19 +187,51 @@ class HostStore:
         self.tensors: dict[int, torch.Tensor] = {}
         self.copied_bytes = 0
 
-    def load(self, slices: Iterable[Slice], reader: Reader, *, may_register: bool = True) -> None:
-        """Map and register each slice, or copy it; blocks. Raises StreamError, CapacityError."""
-        with ThreadPoolExecutor(4, thread_name_prefix="layerpack-map") as pool:
-            for part, mapped in pool.map(self._populated, slices):
-                # Refused once, refused always: do not ask 80 times.
-                may_register = may_register and self._register(mapped)
-                self.tensors[part.index] = mapped if may_register else self._copy(part, reader)
+    def load(
+        self,
+        slices: Sequence[Slice],
+        reader: Reader,
+        *,
+        may_register: bool = True,
+        watchdog_s: float = 60.0,
+        cancelled: threading.Event | None = None,
+    ) -> None:
+        """Map and register each slice, or copy it; blocks, until `cancelled` at the latest.
 
-    @staticmethod
-    def _populated(part: Slice) -> tuple[Slice, torch.Tensor]:
-        tensor = map_slice(part)
-        _madvise(tensor, _MADV_POPULATE_READ)
-        return part, tensor
+        Compressed slices are decoded into pinned memory: there is no file to map.
+
+        Raises StreamError, CapacityError.
+        """
+        cancelled = cancelled or threading.Event()
+        if may_register:
+            plain = [part for part in slices if part.frames is None]
+            self._map_all(plain, watchdog_s, cancelled)
+        for part in slices:
+            if part.index not in self.tensors:
+                self.tensors[part.index] = self._copy(part, reader, watchdog_s, cancelled)
+
+    def _map_all(
+        self, slices: Sequence[Slice], watchdog_s: float, cancelled: threading.Event
+    ) -> None:
+        """Map and register, up to the first slice for which that is refused."""
+        mapped = {part.index: map_slice(part) for part in slices}
+        pieces = [(part, piece) for part in slices for piece in split(part, _MAP_BYTES)]
+        ring = ReadRing(
+            buffers=[memoryview(b"")] * (2 * _MAP_THREADS),
+            reader=_Populating(slices, mapped),
+            piece_of=lambda ticket: pieces[ticket][1],
+            num_threads=_MAP_THREADS,
+            num_tickets=len(pieces),
+        )
+        with ring:
+            for part, piece in pieces:
+                stop_if(cancelled)
+                ring.take(timeout_s=watchdog_s)
+                ring.release(None)
+                if piece.end_bytes == part.offset_bytes + part.length_bytes:
+                    if not self._register(mapped[part.index]):
+                        return  # refused once, refused always: do not ask 80 times
+                    self.tensors[part.index] = mapped[part.index]
 
     def _register(self, tensor: torch.Tensor) -> bool:
         if _register(tensor, _REGISTER_READ_ONLY):
@@ -136,13 +239,12 @@ class HostStore:
         self._registered.append(tensor.data_ptr())
         return True
 
-    def _copy(self, part: Slice, reader: Reader) -> torch.Tensor:
+    def _copy(
+        self, part: Slice, reader: Reader, watchdog_s: float, cancelled: threading.Event
+    ) -> torch.Tensor:
         pinned = PinnedBuffers(count=1, each_bytes=part.slot_bytes, device=self._device)
         self._copies.append(pinned)
-        view = pinned.views[0]
-        for begin in range(0, part.length_bytes, _COPY_BYTES):
-            length = min(_COPY_BYTES, part.length_bytes - begin)
-            reader.read(part.path, part.offset_bytes + begin, length, view[begin:])
+        read_slice(part, pinned.views[0], reader, watchdog_s=watchdog_s, cancelled=cancelled)
         self.copied_bytes += part.length_bytes
         return pinned.tensors[0][: part.length_bytes]
 
@@ -160,7 +262,7 @@ class HostStore:
     def close(self) -> None:
         """Unregister everything; nothing may be copying any more."""
         for address in self._registered:
-            torch.cuda.cudart().cudaHostUnregister(address)
+            _unregister(address)
         self._registered.clear()
         for pinned in self._copies:
             pinned.close()
@@ -178,17 +280,36 @@ def _register(tensor: torch.Tensor, flags: int) -> int:
     return code
 
 
-def _anonymous(length_bytes: int) -> mmap.mmap:
-    if os.name == "posix":
-        return mmap.mmap(-1, length_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    return mmap.mmap(-1, length_bytes)
+def _unregister(address: int) -> None:
+    torch.cuda.cudart().cudaHostUnregister(address)
 
 
-def _madvise(tensor: torch.Tensor, advice: int) -> None:
-    if os.name != "posix":
-        return
+def _anonymous(length_bytes: int) -> torch.Tensor:
+    try:
+        if os.name == "posix":
+            flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+            memory = mmap.mmap(-1, length_bytes, flags=flags)
+        else:
+            memory = mmap.mmap(-1, length_bytes)
+    except OSError as reason:
+        raise CapacityError(
+            f"cannot take {human_bytes(length_bytes)} of host memory ({reason.strerror}); "
+            "lower --ram"
+        ) from reason
+    return torch.from_numpy(np.frombuffer(memory, dtype=np.uint8))
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def _madvise(tensor: torch.Tensor, advice: int) -> int:
+    """0, or the error's number. Releases the GIL."""
+    if os.name != "posix" or not tensor.numel():
+        return 0
     page = mmap.PAGESIZE
     first = tensor.data_ptr() // page * page
     length = tensor.data_ptr() + tensor.numel() - first
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(length), ctypes.c_int(advice))
+    arguments = ctypes.c_void_p(first), ctypes.c_size_t(length), ctypes.c_int(advice)
+    return ctypes.get_errno() if _libc().madvise(*arguments) else 0

@@ -91,6 +91,11 @@ class CudaLane:
         for event in self._free:
             event.record(torch.cuda.current_stream(device))
 
+    @property
+    def copy_stream(self) -> torch.cuda.Stream:
+        """Where the copies run, for whoever times them."""
+        return self._copy_stream
+
     def begin_copy(self, slot: int) -> None:
         """The copy stream waits for the slot's `free` event."""
         self._copy_stream.wait_event(self._free[slot])

@@ -7,6 +7,7 @@ output is that of transformers with bitsandbytes.
 from __future__ import annotations
 
 import logging
+import sys
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,10 +19,25 @@ if TYPE_CHECKING:
 
 def bitsandbytes_functional() -> Any:
     """`bitsandbytes.functional`, imported without its notice about an optional CPU kernel."""
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    import bitsandbytes.functional
+    if "bitsandbytes" in sys.modules:
+        import bitsandbytes.functional
 
+        return bitsandbytes.functional
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    # It wraps two fallback kernels, which nothing here uses, with torch.compile. That alone
+    # imports torch's whole compiler, which takes longer than all else of it: seconds.
+    compiler = torch.compile
+    torch.compile = _uncompiled  # type: ignore[assignment]
+    try:
+        import bitsandbytes.functional
+    finally:
+        torch.compile = compiler
     return bitsandbytes.functional
+
+
+def _uncompiled(function: Any = None, **_: Any) -> Any:
+    """torch.compile's two ways of being called, without compiling."""
+    return _uncompiled if function is None else function
 
 
 class Nf4Linear(nn.Module):
@@ -38,10 +54,22 @@ class Nf4Linear(nn.Module):
         self.register_parameter("bias", None)
         self.codes: torch.Tensor | None = None
         self.state: QuantState | None = None
+        self._keeps = False
+        self._decoded: torch.Tensor | None = None
+
+    def keep_decoded(self, keep: bool) -> None:
+        """From here on decode once for several forwards, or let go. Matters on a CPU only."""
+        self._keeps, self._decoded = keep, None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Decode and multiply; on CUDA in one kernel for few tokens."""
         bias: Any = self.bias
+        if self._keeps and x.device.type == "cpu":
+            if self._decoded is None:
+                self._decoded = dequantise_on_cpu(self.codes, self.state)
+            inputs = x.to(self.compute_dtype)
+            bias = bias if bias is None else bias.to(self.compute_dtype)
+            return nn.functional.linear(inputs, self._decoded, bias).to(x.dtype)
         return nf4_linear(x, self.codes, self.state, bias, self.compute_dtype)
 
 
@@ -66,7 +94,7 @@ def nf4_linear(
     return product.to(x.dtype)
 
 
-def dequantise_on_cpu(codes: torch.Tensor, state: Any) -> torch.Tensor:
+def dequantise_on_cpu(codes: torch.Tensor | None, state: Any) -> torch.Tensor:
     """The weight (out_features, in_features) in the state's dtype.
 
     bitsandbytes' AVX512 kernel restarts blocks at each row, which is wrong where in_features is no

@@ -13,21 +13,32 @@ import torch
 
 from layerpack.formats.errors import CapacityError
 
+READ_THREADS = 8
+"""Threads that read the disk where no number was found to be better."""
+DECODE_THREADS = 16
+"""The fewest threads that read a compressed pack: most of their time they decompress."""
 _UNLIMITED = 1 << 60
+_CGROUPS = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
     """Facts for the planner. Bandwidths in GB/s (1e9 bytes); 0 where there is no such link.
 
-    `vram_free_bytes` is what this process may still allocate; None on a CPU.
+    `vram_free_bytes` is what this process may still allocate; None on a CPU. `host_total_bytes` is
+    all the memory of the machine or cgroup (0: not known). `disk_gb_s` is what `disk_threads`
+    threads read. `decode_gb_s` counts the bytes that come out when DECODE_THREADS threads
+    decompress; 0 where the pack is plain.
     """
 
     device: str
     vram_free_bytes: int | None
     host_free_bytes: int
+    host_total_bytes: int = 0
     link_gb_s: float
     disk_gb_s: float
+    disk_threads: int = READ_THREADS
+    decode_gb_s: float = 0.0
 
 
 def pick_device(wanted: str) -> torch.device:
@@ -57,23 +68,35 @@ def vram_free_bytes(device: torch.device, cap_bytes: int | None = None) -> int:
     free, total = torch.cuda.mem_get_info(device)
     taken = torch.cuda.memory_allocated(device)
     reusable = torch.cuda.memory_reserved(device) - taken
-    bound = int(total * _memory_fraction(device))
+    bound = int(total * memory_fraction(device))
     allowed = (bound if cap_bytes is None else min(bound, cap_bytes)) - taken
     return max(0, min(free + reusable, allowed))
 
 
-def _memory_fraction(device: torch.device) -> float:
+def memory_fraction(device: torch.device) -> float:
+    """The share of the device that torch lets this process have (1.0: all)."""
     getter = getattr(torch.cuda, "get_per_process_memory_fraction", None)
     return 1.0 if getter is None else float(getter(device))
 
 
-def host_free_bytes() -> int:
-    """Host memory that can be taken without swapping: the least of system and cgroup limits."""
-    available = _meminfo("MemAvailable")
-    if available is None:
-        pages = os.sysconf("SC_AVPHYS_PAGES") if hasattr(os, "sysconf") else 0
-        available = pages * os.sysconf("SC_PAGE_SIZE") if pages > 0 else _UNLIMITED
-    return min(available, _cgroup_free_bytes())
+def host_memory() -> tuple[int, int]:
+    """(free, total) bytes of host memory: the least of what system and cgroups say.
+
+    Free is what can be taken without swapping; page cache counts as free, as it gives way.
+    """
+    free, total = _meminfo("MemAvailable"), _meminfo("MemTotal")
+    if free is None or total is None:
+        free, total = _sysconf_bytes("SC_AVPHYS_PAGES"), _sysconf_bytes("SC_PHYS_PAGES")
+    limits = [(free, total), *cgroup_memory(_own_cgroups())]
+    return min(free for free, _ in limits), min(total for _, total in limits)
+
+
+def _sysconf_bytes(name: str) -> int:
+    try:
+        pages = os.sysconf(name)
+    except (AttributeError, ValueError, OSError):
+        return _UNLIMITED
+    return pages * os.sysconf("SC_PAGE_SIZE") if pages > 0 else _UNLIMITED
 
 
 def _meminfo(field: str) -> int | None:
@@ -82,29 +105,59 @@ def _meminfo(field: str) -> int | None:
             name, _, rest = line.partition(":")
             if name == field:
                 return int(rest.split()[0]) * 1024
-    except (OSError, ValueError):
+    except (OSError, ValueError, IndexError):
         pass
     return None
 
 
-def _cgroup_free_bytes(root: Path = Path("/sys/fs/cgroup")) -> int:
-    """Limit less use (page cache not counted, as it gives way); huge where there is no limit."""
-    for limit_name, usage_name, stat_name in (
-        ("memory.max", "memory.current", "memory.stat"),
-        (
-            "memory/memory.limit_in_bytes",
-            "memory/memory.usage_in_bytes",
-            "memory/memory.stat",
-        ),
-    ):
-        try:
-            text = (root / limit_name).read_text().strip()
-            if text == "max" or int(text) > _UNLIMITED:
-                continue
-            usage = int((root / usage_name).read_text())
-            stat = dict(line.split() for line in (root / stat_name).read_text().splitlines())
-        except (OSError, ValueError):
+def _own_cgroups() -> str:
+    try:
+        return Path("/proc/self/cgroup").read_text()
+    except OSError:
+        return ""
+
+
+def cgroup_memory(own: str, root: Path = _CGROUPS) -> list[tuple[int, int]]:
+    """(free, limit) of each cgroup with a limit, from this process's up to the root's.
+
+    `own` is the text of /proc/self/cgroup: `0::/path` (version 2), `4:memory:/path` (version 1).
+    """
+    found = []
+    for line in own.splitlines() or ["0::/"]:
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if not controllers:
+            top, names = root, ("memory.max", "memory.current", "")
+        elif "memory" in controllers.split(","):
+            top, names = (
+                root / "memory",
+                ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
+            )
+        else:
             continue
-        cache = int(stat.get("file", stat.get("total_cache", 0)))
-        return max(0, int(text) - max(0, usage - cache))
-    return _UNLIMITED
+        # In a container the path may be the host's, and not be here: the root is then our own.
+        place = top / path.strip("/")
+        for folder in (place, *place.parents):
+            if limit := _cgroup_limit(folder, *names):
+                found.append(limit)
+            if folder == top:
+                break
+    return found
+
+
+def _cgroup_limit(
+    folder: Path, limit_name: str, usage_name: str, prefix: str
+) -> tuple[int, int] | None:
+    """(free, limit): the limit less use, page cache not counted; None where there is no limit."""
+    try:
+        text = (folder / limit_name).read_text().strip()
+        if text == "max" or int(text) > _UNLIMITED:
+            return None
+        usage = int((folder / usage_name).read_text())
+        pairs = (line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        stat = {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2}
+    except (OSError, ValueError):
+        return None
+    # Not the sum `file` or `cache`: those count tmpfs, which does not give way.
+    cache = sum(stat.get(f"{prefix}{kind}_file", 0) for kind in ("active", "inactive"))
+    return max(0, int(text) - max(0, usage - cache)), int(text)

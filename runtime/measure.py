@@ -1,33 +1,36 @@
 """How fast this machine's links are, measured in about a second and remembered.
 
-The file is one JSON object in the user's cache directory; a key names device and disk, so another
-card or drive is measured anew. `refresh` measures again.
+The link is measured once per device, the disk once per pack: two packs on one file system may lie
+on different parts of a drive, or on different drives. So is decompressing, where a pack is
+compressed. `refresh` measures again.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
+import secrets
 import statistics
-import tempfile
-import threading
 import time
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 
 import torch
 
-from layerpack.formats.errors import StreamError
-from layerpack.formats.units import MIB
+from layerpack.formats.errors import CapacityError
+from layerpack.formats.read import Reader, open_reader
+from layerpack.formats.units import MIB, align_up, human_bytes
+from layerpack.runtime.decode_speed import measure_decode
 from layerpack.runtime.host import PinnedBuffers
-from layerpack.runtime.machine import Machine, host_free_bytes, vram_free_bytes
-from layerpack.runtime.read import open_reader
+from layerpack.runtime.machine import Machine, host_memory, vram_free_bytes
+from layerpack.runtime.measure_cache import Disk, load_links, store_links
+from layerpack.runtime.pieces import Piece, split
+from layerpack.runtime.plan import NUM_PIECES, PIECE_BYTES
+from layerpack.runtime.ring import ReadRing
 from layerpack.runtime.slices import Slice
-from layerpack.runtime.stream import split
 
 _LINK_BYTES = 256 * MIB
-_DISK_SECONDS, _DISK_THREADS, _PIECE_BYTES = 0.6, 8, 4 * MIB
+_DISK_SECONDS, _DISK_THREADS = 0.3, (4, 8, 16)
+_ENOUGH_BYTES = 256 * MIB  # less says nothing about a disk, and is quickly read again
 
 
 def probe_machine(
@@ -36,31 +39,63 @@ def probe_machine(
     *,
     vram_cap_bytes: int | None = None,
     refresh: bool = False,
+    watchdog_s: float = 60.0,
 ) -> Machine:
-    """Memory as it is now, bandwidths from the cache or measured. Raises StreamError."""
-    path = slices[0].path
+    """Memory as it is now, bandwidths from the cache or measured. Raises StreamError.
+
+    Raises CapacityError if the device has no room to measure the link.
+    """
     on_gpu = device.type == "cuda"
     name = torch.cuda.get_device_name(device) if on_gpu else "cpu"
-    known = {} if refresh else _load()
-    link_key, disk_key = f"link {name}", f"disk {os.stat(path).st_dev}"
-    measured = dict(known)
-    if on_gpu and link_key not in measured:
-        measured[link_key] = measure_link(device)
-    if disk_key not in measured:
-        measured[disk_key] = measure_disk(slices)
-    if measured != known:
-        _store(measured)
+    known = load_links()
+    link_gb_s = 0.0
+    if on_gpu:
+        link_gb_s = 0.0 if refresh else known.links.get(name, 0.0)
+        if not link_gb_s:
+            link_gb_s = known.links[name] = measure_link(device)
+            store_links(known)
+    folder = os.stat(slices[0].path.parent)
+    key = f"{folder.st_dev}:{folder.st_ino}"
+    disk = None if refresh else known.disks.get(key)
+    if disk is None:
+        disk, read_bytes = pick_threads(slices, watchdog_s=watchdog_s)
+        if read_bytes >= _ENOUGH_BYTES:
+            known.disks[key] = disk
+            store_links(known)
+    host_free, host_total = host_memory()
     return Machine(
         device=name,
         vram_free_bytes=vram_free_bytes(device, vram_cap_bytes) if on_gpu else None,
-        host_free_bytes=host_free_bytes(),
-        link_gb_s=measured.get(link_key, 0.0),
-        disk_gb_s=measured[disk_key],
+        host_free_bytes=host_free,
+        host_total_bytes=host_total,
+        link_gb_s=link_gb_s,
+        disk_gb_s=disk.gb_s,
+        disk_threads=disk.num_threads,
+        decode_gb_s=probe_decoding(slices, refresh=refresh),
     )
 
 
+def probe_decoding(slices: Sequence[Slice], *, refresh: bool = False) -> float:
+    """GB/s that come out of the pack's frames, from the cache or measured; 0 for a plain pack.
+
+    Raises StreamError.
+    """
+    if (table := slices[0].frames) is None:
+        return 0.0
+    # Another pack may decode at another speed, and another container may have other cores.
+    key = f"{os.cpu_count()} cores {table.raw_digest}"
+    known = load_links()
+    if refresh or key not in known.decoders:
+        known.decoders[key] = measure_decode(slices)
+        store_links(known)
+    return known.decoders[key]
+
+
 def measure_link(device: torch.device) -> float:
-    """GB/s from pinned host memory to `device`: median of five copies after one to warm up."""
+    """GB/s from pinned host memory to `device`: median of five copies after one to warm up.
+
+    Raises CapacityError.
+    """
     pinned = PinnedBuffers(count=1, each_bytes=_LINK_BYTES, device=device)
     try:
         target = torch.empty(_LINK_BYTES, dtype=torch.uint8, device=device)
@@ -72,84 +107,101 @@ def measure_link(device: torch.device) -> float:
             torch.cuda.synchronize(device)
             times_s.append(time.perf_counter() - begin_s)
         return _LINK_BYTES / 1e9 / statistics.median(times_s[1:])
+    except torch.OutOfMemoryError as error:
+        raise CapacityError(
+            f"measuring the link takes {human_bytes(_LINK_BYTES)} of VRAM, and so much is not "
+            "free; raise --vram or end what else uses the device"
+        ) from error
     finally:
         pinned.close()
+
+
+def pick_threads(slices: Sequence[Slice], *, watchdog_s: float) -> tuple[Disk, int]:
+    """The best of a few numbers of reader threads, and the bytes read to find it.
+
+    Each number reads a part of the pack of its own: what was read once may be in a cache that
+    direct reads do not pass by (of a host, a controller, a server). Raises StreamError.
+    """
+    pieces = _somewhere(slices, PIECE_BYTES)
+    found, read_bytes = [], 0
+    with _opened(pieces) as (reader, buffers):
+        for number, num_threads in enumerate(_DISK_THREADS):
+            first = number * len(pieces) // len(_DISK_THREADS)
+            last = (number + 1) * len(pieces) // len(_DISK_THREADS)
+            if first < last:
+                done_bytes, elapsed_s = _time_reads(
+                    pieces[first:last], reader, buffers, _DISK_SECONDS, num_threads, watchdog_s
+                )
+                found.append(Disk(gb_s=done_bytes / 1e9 / elapsed_s, num_threads=num_threads))
+                read_bytes += done_bytes
+    return max(found, key=lambda disk: disk.gb_s), read_bytes
 
 
 def measure_disk(
     slices: Sequence[Slice],
     *,
     seconds: float = _DISK_SECONDS,
-    num_threads: int = _DISK_THREADS,
-    piece_bytes: int = _PIECE_BYTES,
+    num_threads: int = _DISK_THREADS[0],
+    piece_bytes: int = PIECE_BYTES,
+    watchdog_s: float = 60.0,
 ) -> float:
-    """GB/s of direct reads of the pack's own files by some threads. Raises StreamError.
+    """GB/s of direct reads of the pack's own files, from a random place on. Raises StreamError.
 
     Where direct reads are not possible the page cache takes part, and the figure is an upper one.
     """
-    reader = open_reader(slices[0].path)
-    pieces = iter([piece for part in slices for piece in split(part, piece_bytes)])
-    buffers = PinnedBuffers(count=num_threads, each_bytes=piece_bytes, device=torch.device("cpu"))
-    done_bytes = [0] * num_threads
-    errors: list[StreamError] = []
-    lock = threading.Lock()
+    pieces = _somewhere(slices, piece_bytes)
+    with _opened(pieces) as (reader, buffers):
+        done_bytes, elapsed_s = _time_reads(
+            pieces, reader, buffers, seconds, num_threads, watchdog_s
+        )
+    return done_bytes / 1e9 / elapsed_s
+
+
+def _somewhere(slices: Sequence[Slice], piece_bytes: int) -> list[Piece]:
+    """All pieces in file order, beginning anywhere: the next measurement reads others."""
+    pieces = [piece for part in slices for piece in split(part.stored, piece_bytes)]
+    start = secrets.randbelow(len(pieces))
+    return pieces[start:] + pieces[:start]
+
+
+@contextlib.contextmanager
+def _opened(pieces: Sequence[Piece]) -> Iterator[tuple[Reader, PinnedBuffers]]:
+    """A reader, and buffers as a pass has them."""
+    buffers = PinnedBuffers(
+        count=min(NUM_PIECES, len(pieces)),
+        each_bytes=align_up(max(piece.length_bytes for piece in pieces)),
+        device=torch.device("cpu"),
+    )
+    for tensor in buffers.tensors:
+        tensor.zero_()  # pages that are touched first by a read would be timed as the disk's
+    with contextlib.closing(buffers), contextlib.closing(open_reader(pieces[0].path)) as reader:
+        yield reader, buffers
+
+
+def _time_reads(
+    pieces: Sequence[Piece],
+    reader: Reader,
+    buffers: PinnedBuffers,
+    seconds: float,
+    num_threads: int,
+    watchdog_s: float,
+) -> tuple[int, float]:
+    """(bytes, seconds) of reading through the ring that a pass uses, each piece once at most."""
+    ends: list[tuple[float, int]] = []
+    ring = ReadRing(
+        buffers=buffers.views,
+        reader=reader,
+        piece_of=lambda ticket: pieces[ticket],
+        num_threads=num_threads,
+        num_tickets=len(pieces),
+        on_read=lambda piece, _, end_s: ends.append((end_s, piece.length_bytes)),
+    )
     begin_s = time.perf_counter()
-
-    def work(thread: int) -> None:
-        view = buffers.views[thread]
-        while time.perf_counter() - begin_s < seconds:
-            with lock:
-                piece = next(pieces, None)
-            if piece is None:
-                return
-            try:
-                reader.read(piece.path, piece.offset_bytes, piece.length_bytes, view)
-            except StreamError as error:
-                errors.append(error)
-                return
-            done_bytes[thread] += piece.length_bytes
-
-    threads = [
-        threading.Thread(target=work, args=(i,), name=f"layerpack-measure-{i}", daemon=True)
-        for i in range(num_threads)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    elapsed_s = time.perf_counter() - begin_s
-    reader.close()
-    buffers.close()
-    if errors:
-        raise errors[0]
-    return sum(done_bytes) / 1e9 / elapsed_s
-
-
-def cache_file() -> Path:
-    """Where measurements are kept: $XDG_CACHE_HOME/layerpack/machine.json."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "layerpack" / "machine.json"
-
-
-def _load() -> dict[str, float]:
-    try:
-        data = json.loads(cache_file().read_text())
-    except (OSError, ValueError):
-        return {}
-    if not isinstance(data, dict):
-        return {}
-    return {
-        key: float(value)
-        for key, value in data.items()
-        if isinstance(value, (int, float)) and value > 0
-    }
-
-
-def _store(measured: dict[str, float]) -> None:
-    # A cache that cannot be written is measured again next time; never an error.
-    with contextlib.suppress(OSError):
-        file = cache_file()
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False) as partial:
-            json.dump(measured, partial, indent=1)
-        os.replace(partial.name, file)
+    with ring:
+        for _ in pieces:
+            ring.take(timeout_s=watchdog_s)
+            ring.release(None)
+            if time.perf_counter() - begin_s > seconds:
+                break
+    # What was still being read at the deadline has been read to its end by now.
+    return sum(count for _, count in ends), max(end_s for end_s, _ in ends) - begin_s

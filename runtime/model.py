@@ -4,30 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import threading
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from layerpack.formats.errors import PackError
-from layerpack.formats.nf4 import SUFFIXES
+from layerpack.formats.errors import CapacityError, PackError
+from layerpack.formats.manifest import MANIFEST_NAME
 from layerpack.formats.pack import Pack
 from layerpack.runtime import measure
-from layerpack.runtime.bind import view_tensor
-from layerpack.runtime.ends import EmbeddingRows, SlicedHead, embedding_matrix
-from layerpack.runtime.generate import GenerateOptions, Generation, Message, run_generation
-from layerpack.runtime.host import map_bytes
+from layerpack.runtime.bind import TORCH_DTYPES
+from layerpack.runtime.draft import DRAFT_TOKENS, Draft, load_draft
+from layerpack.runtime.ends import attach_ends
+from layerpack.runtime.generate import GenerateOptions, Generation, run_generation
 from layerpack.runtime.linear import bitsandbytes_functional
-from layerpack.runtime.machine import Machine, pick_device
+from layerpack.runtime.machine import Machine, memory_fraction, pick_device
+from layerpack.runtime.memory_errors import memory_errors
 from layerpack.runtime.needs import estimate_needs
+from layerpack.runtime.opening import Opening
 from layerpack.runtime.plan import Limits, Plan, plan, plan_cpu
+from layerpack.runtime.prompt import Message
 from layerpack.runtime.skeleton import build_skeleton, decoder_layers
-from layerpack.runtime.slices import Part, pass_slices
+from layerpack.runtime.slices import pass_slices
+from layerpack.runtime.text_stream import iterate
 from layerpack.runtime.trace import NO_TRACE, Trace
 from layerpack.runtime.weights import Weights
 
@@ -41,7 +44,9 @@ class OpenOptions:
     `device`: auto, cpu, cuda or cuda:N. `context_tokens`: the most tokens, prompt included, that
     memory is set aside for. `direct`: force direct (True) or buffered (False) disk reads.
     `may_register`: whether mapped files may be registered with CUDA. `refresh`: measure the
-    machine's links again. `extra_vram_bytes`: VRAM to leave for others, such as a draft's cache.
+    machine's links again. `draft`: a smaller model of the same family, a directory or Hub repo or
+    pack, that proposes tokens; it stays on the device. `proposed_tokens`: the most that a draft
+    or prompt lookup will propose in a pass. `extra_vram_bytes`: VRAM to leave for others.
     """
 
     device: str = "auto"
@@ -49,6 +54,8 @@ class OpenOptions:
     context_tokens: int = DEFAULT_CONTEXT_TOKENS
     direct: bool | None = None
     may_register: bool = True
+    draft: str | None = None
+    proposed_tokens: int = 0
     extra_vram_bytes: int = 0
     watchdog_s: float = 60.0
     refresh: bool = False
@@ -61,8 +68,10 @@ class SetupTimes:
 
     `network_s` is transformers being imported and building the model; weights are mapped,
     registered and loaded beside it, and `wait_for_weights_s` is what they took longer.
+    `draft_s` is loading the draft, where there is one.
     """
 
+    draft_s: float
     plan_s: float
     network_s: float
     wait_for_weights_s: float
@@ -71,24 +80,38 @@ class SetupTimes:
     @property
     def total_s(self) -> float:
         """All of opening."""
-        return self.plan_s + self.network_s + self.wait_for_weights_s + self.attach_s
+        beside = self.network_s + self.wait_for_weights_s
+        return self.draft_s + self.plan_s + beside + self.attach_s
 
 
 class Model:
     """A pack that can generate. Make one with `Model.open`, in a with statement.
 
     `network` is transformers' model (its forward, config and generate all work); `plan` says
-    where the weights are. One thread at a time.
+    where the weights are; `draft` is what was asked for when opening; `reserved_tokens` is the
+    longest sequence that memory was set aside for, None on a CPU. One thread at a time.
     """
 
     def __init__(
-        self, *, pack: Pack, plan: Plan, machine: Machine, network: Any, setup: SetupTimes
+        self,
+        *,
+        pack: Pack,
+        plan: Plan,
+        machine: Machine,
+        network: Any,
+        setup: SetupTimes,
+        draft: Draft | None = None,
+        reserved_tokens: int | None = None,
+        trace: Trace = NO_TRACE,
     ) -> None:
         self.pack = pack
         self.plan = plan
         self.machine = machine
         self.network = network
         self.setup = setup
+        self.draft = draft
+        self.reserved_tokens = reserved_tokens
+        self._trace = trace
 
     @classmethod
     @contextlib.contextmanager
@@ -97,49 +120,77 @@ class Model:
     ) -> Iterator[Model]:
         """Open the pack at `path`; closing joins all threads and undoes all registrations.
 
-        Raises PackError, CapacityError (what was asked for does not fit), StreamError.
+        `trace` collects when each stage did what (see profile.py).
+
+        Raises PackError, CapacityError (what was asked for does not fit), StreamError, and
+        SourceError for a draft that cannot be used.
         """
         pack = Pack.open(path)
         device = pick_device(options.device)
-        if device.type == "cuda" and options.limits.vram_bytes is not None:
-            _cap_vram(device, options.limits.vram_bytes)
         with contextlib.ExitStack() as stack:
+            if device.type == "cuda" and options.limits.vram_bytes is not None:
+                stack.enter_context(_capped_vram(device, options.limits.vram_bytes))
             begin_s = time.perf_counter()
+            draft = None
+            if options.draft is not None:
+                draft = stack.enter_context(_open_draft(options.draft, pack, device, options))
+                options = _with_draft(options, draft)
+            drafted_s = time.perf_counter()
             machine, chosen = make_plan(pack, device, options)
             planned_s = time.perf_counter()
             # Mapping, registering and loading need no Python to speak of; importing transformers
             # is nothing but Python. Together they take as long as the slower one.
-            with ThreadPoolExecutor(1, thread_name_prefix="layerpack-open") as pool:
-                opening = pool.submit(
-                    Weights,
+            opening = Opening(
+                functools.partial(
+                    _open_weights,
                     pack=pack,
                     plan=chosen,
                     device=device,
+                    options=options,
                     trace=trace,
-                    direct=options.direct,
-                    may_register=options.may_register,
-                    watchdog_s=options.watchdog_s,
                 )
-                try:
-                    network = build_skeleton(pack, device=device, attention=options.attention)
-                    bitsandbytes_functional()  # half a second to seconds of importing
-                    network_s = time.perf_counter()
-                finally:
-                    weights = stack.enter_context(opening.result())
-            loaded_s = time.perf_counter()
-            weights.attach(decoder_layers(network, pack.manifest.model.layers_path))
-            _attach_ends(network, pack, chosen, weights, device)
+            )
+            stack.callback(opening.close)
+            opening.start()
+            with memory_errors("opening the model", chosen):
+                network = build_skeleton(pack, device=device, attention=options.attention)
+                bitsandbytes_functional()  # half a second to seconds of importing
+                network_s = time.perf_counter()
+                weights = opening.result()
+                loaded_s = time.perf_counter()
+                weights.attach(decoder_layers(network, pack.manifest.model.layers_path))
+                attach_ends(
+                    network,
+                    pack,
+                    device,
+                    slices=chosen.slices,
+                    use=weights.use,
+                    reader=weights.reader,
+                )
             setup = SetupTimes(
-                plan_s=planned_s - begin_s,
+                draft_s=drafted_s - begin_s,
+                plan_s=planned_s - drafted_s,
                 network_s=network_s - planned_s,
                 wait_for_weights_s=loaded_s - network_s,
                 attach_s=time.perf_counter() - loaded_s,
             )
-            model = cls(pack=pack, plan=chosen, machine=machine, network=network, setup=setup)
+            if draft is not None:
+                draft.fit(network.config.get_text_config().vocab_size)
+            model = cls(
+                pack=pack,
+                plan=chosen,
+                machine=machine,
+                network=network,
+                setup=setup,
+                draft=draft,
+                reserved_tokens=options.context_tokens if device.type == "cuda" else None,
+                trace=trace,
+            )
             try:
                 yield model
             finally:
-                model.network = None  # its layers see the slots: let go of their memory
+                # Its layers see the slots: let go of their memory, and of the draft's.
+                model.network = model.draft = None
 
     @functools.cached_property
     def tokenizer(self) -> Any:
@@ -151,7 +202,7 @@ class Model:
         prompt: str | Sequence[Message],
         options: GenerateOptions = GenerateOptions(),
         *,
-        on_text: Any = None,
+        on_text: Callable[[str], None] | None = None,
     ) -> Generation:
         """Generate from a prompt (a text, or chat messages); waits.
 
@@ -159,20 +210,93 @@ class Model:
         the generation early: what there is comes back, with `finish` "interrupted". Raises
         PromptError, StreamError.
         """
-        return run_generation(self.network, self.tokenizer, prompt, options, on_text=on_text)
+        return run_generation(
+            self.network,
+            self.tokenizer,
+            prompt,
+            options,
+            layers_path=self.pack.manifest.model.layers_path,
+            reserved_tokens=self.reserved_tokens,
+            draft=self.draft,
+            on_text=on_text,
+            trace=self._trace,
+        )
+
+    def stream(
+        self, prompt: str | Sequence[Message], options: GenerateOptions = GenerateOptions()
+    ) -> Iterator[str]:
+        """The text piece by piece, each as soon as it is certain; raises what `generate` does.
+
+        Passes run in a thread, one piece ahead at most. A loop left early ends the generation;
+        an iterator that is kept must be closed before the model is.
+        """
+        device = self.network.device
+
+        def run(on_text: Callable[[str], None]) -> None:
+            if device.type == "cuda":
+                torch.cuda.set_device(device)  # each thread has a current device of its own
+            self.generate(prompt, options, on_text=on_text)
+
+        return iterate(run)
+
+
+@contextlib.contextmanager
+def _open_draft(
+    name: str, pack: Pack, device: torch.device, options: OpenOptions
+) -> Iterator[Draft]:
+    """The draft, wholly on the device, checked to have the pack's tokens."""
+    if not (Path(name) / MANIFEST_NAME).is_file():
+        draft = load_draft(name, device=device, dtype=TORCH_DTYPES[pack.manifest.model.dtype])
+        draft.check_tokens(load_tokenizer(pack.path))
+        yield draft
+        return
+    everything = len(pass_slices(Pack.open(name)))
+    limits = replace(options.limits, vram_slices=everything, host_slices=everything)
+    settings = replace(options, device=str(device), limits=limits, draft=None)
+    with contextlib.ExitStack() as stack:
+        try:
+            model = stack.enter_context(Model.open(name, settings))
+        except CapacityError as reason:
+            raise CapacityError(f"draft {name}: does not fit as a whole ({reason})") from reason
+        draft = Draft(name=name, network=model.network, tokenizer=model.tokenizer)
+        draft.check_tokens(load_tokenizer(pack.path))
+        yield draft
+
+
+def _with_draft(options: OpenOptions, draft: Draft) -> OpenOptions:
+    """The same, with room for the draft's KV cache and the logits of what it proposes."""
+    cache_bytes = draft.cache_bytes(options.context_tokens)
+    return replace(
+        options,
+        proposed_tokens=options.proposed_tokens or DRAFT_TOKENS,
+        extra_vram_bytes=options.extra_vram_bytes + cache_bytes,
+    )
 
 
 def make_plan(pack: Pack, device: torch.device, options: OpenOptions) -> tuple[Machine, Plan]:
-    """Measure the machine (or recall it), decide where slices live. Raises CapacityError."""
-    slices = pass_slices(pack)
+    """Measure the machine (or recall it), decide where slices live.
+
+    Raises CapacityError, StreamError.
+    """
     machine = measure.probe_machine(
-        device, slices, vram_cap_bytes=options.limits.vram_bytes, refresh=options.refresh
+        device,
+        pass_slices(pack),
+        vram_cap_bytes=options.limits.vram_bytes,
+        refresh=options.refresh,
+        watchdog_s=options.watchdog_s,
     )
-    if device.type == "cpu":
-        return machine, plan_cpu(slices, machine=machine, limits=options.limits)
-    needs = estimate_needs(pack, context_tokens=options.context_tokens)
+    return machine, plan_on(machine, pack, options)
+
+
+def plan_on(machine: Machine, pack: Pack, options: OpenOptions) -> Plan:
+    """Where slices live on `machine`, be it here or not. Raises CapacityError, PackError."""
+    slices = pass_slices(pack)
+    needs = estimate_needs(
+        pack, context_tokens=options.context_tokens, proposed_tokens=options.proposed_tokens
+    )
     needs = replace(needs, constant_bytes=needs.constant_bytes + options.extra_vram_bytes)
-    return machine, plan(slices, machine=machine, needs=needs, limits=options.limits)
+    decide = plan_cpu if machine.vram_free_bytes is None else plan
+    return decide(slices, machine=machine, needs=needs, limits=options.limits)
 
 
 def load_tokenizer(path: Path) -> Any:
@@ -181,46 +305,38 @@ def load_tokenizer(path: Path) -> Any:
 
     try:
         return transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError) as reason:
+    except Exception as reason:  # damaged files break tokenizers in any way
         raise PackError(f"{path}: has no tokenizer that transformers can load") from reason
 
 
-def _cap_vram(device: torch.device, vram_bytes: int) -> None:
+@contextlib.contextmanager
+def _capped_vram(device: torch.device, vram_bytes: int) -> Iterator[None]:
+    """Hold the whole process to so much VRAM, for the length of the block."""
+    before = memory_fraction(device)
     total = torch.cuda.get_device_properties(device).total_memory
     torch.cuda.set_per_process_memory_fraction(min(1.0, vram_bytes / total), device)
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(before, device)
 
 
-def _attach_ends(
-    network: Any, pack: Pack, chosen: Plan, weights: Weights, device: torch.device
-) -> None:
-    """Embedding rows, sliced lm_head, and the few other weights outside the layers."""
-    model = pack.manifest.model
-    matrix = embedding_matrix(pack)
-    embedding = network.get_input_embeddings()
-    if device.type == "cuda":
-        EmbeddingRows(embedding, matrix, device)
-    else:
-        embedding._parameters["weight"] = nn.Parameter(matrix, requires_grad=False)
-    elsewhere = {model.embedding, model.head}
-    elsewhere |= {model.head + suffix for suffix in SUFFIXES}
-    for blob in (pack.manifest.embedding, pack.manifest.head):
-        for entry in blob.tensors:
-            if entry.name in elsewhere:
-                continue
-            raw = map_bytes(pack.blob_path(blob), entry.offset_bytes, entry.length_bytes)
-            owner, _, leaf = entry.name.rpartition(".")
-            network.get_submodule(owner)._parameters[leaf] = nn.Parameter(
-                view_tensor(raw, entry, entry.offset_bytes).to(device, copy=True),
-                requires_grad=False,
-            )
-    old_head = network.get_output_embeddings()
-    head = SlicedHead(
+def _open_weights(
+    cancelled: threading.Event,
+    *,
+    pack: Pack,
+    plan: Plan,
+    device: torch.device,
+    options: OpenOptions,
+    trace: Trace,
+) -> Weights:
+    return Weights(
         pack=pack,
-        slices=[part for part in chosen.slices if part.part is Part.HEAD],
-        use=weights.use,
-        bias=getattr(old_head, "bias", None),
+        plan=plan,
         device=device,
+        trace=trace,
+        direct=options.direct,
+        may_register=options.may_register,
+        watchdog_s=options.watchdog_s,
+        cancelled=cancelled,
     )
-    for name, module in list(network.named_modules()):
-        if module is old_head:
-            network.set_submodule(name, head)

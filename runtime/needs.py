@@ -15,11 +15,17 @@ PREFILL_TOKENS = 2048
 _HIDDEN_COPIES, _INNER_COPIES, _LOGIT_BYTES = 8, 3, 10
 
 
-def estimate_needs(pack: Pack, *, context_tokens: int, pass_tokens: int | None = None) -> Needs:
+def estimate_needs(
+    pack: Pack,
+    *,
+    context_tokens: int,
+    pass_tokens: int | None = None,
+    proposed_tokens: int = 0,
+) -> Needs:
     """Upper estimates for batch size 1, from config.json alone (transformers is not imported).
 
-    `pass_tokens` is the most tokens of one pass (default: the context, up to a prefill pass).
-    Raises PackError.
+    `pass_tokens` is the most tokens of one pass (default: the context, up to a prefill pass);
+    `proposed_tokens` of them, by a draft, need logits beside the last one. Raises PackError.
     """
     text = _text_config(pack)
     width = DTYPE_BYTES[pack.manifest.model.dtype]
@@ -35,7 +41,7 @@ def estimate_needs(pack: Pack, *, context_tokens: int, pass_tokens: int | None =
     activation = tokens * width * (_HIDDEN_COPIES * hidden + _INNER_COPIES * inner)
     # Attention over the cache makes one contiguous copy of a layer's keys and values for all heads.
     activation += 2 * heads * head_dim * width * context_tokens
-    activation += _number(text, "vocab_size") * _LOGIT_BYTES
+    activation += _number(text, "vocab_size") * _LOGIT_BYTES * (1 + proposed_tokens)
     decode = max((shape[0] * shape[1] * width for shape in shapes), default=0)
     head = pack.manifest.head
     constants = sum(
@@ -47,6 +53,11 @@ def estimate_needs(pack: Pack, *, context_tokens: int, pass_tokens: int | None =
         decode_bytes=decode,
         constant_bytes=constants,
     )
+
+
+def context_limit(pack: Pack) -> int | None:
+    """The most tokens, prompt included, that the model was made for; None if not stated."""
+    return _number(_text_config(pack), "max_position_embeddings", "n_positions") or None
 
 
 def _text_config(pack: Pack) -> dict[str, Any]:

@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections.abc import Sequence
 
 import torch
 
+from layerpack.formats.read import Reader
 from layerpack.runtime.host import PinnedBuffers
-from layerpack.runtime.read import BufferedReader
+from layerpack.runtime.interrupts import stop_if
+from layerpack.runtime.pieces import split
 from layerpack.runtime.ring import ReadRing
 from layerpack.runtime.slices import Slice
-from layerpack.runtime.stream import split
 
 _PIECE_BYTES, _NUM_BUFFERS, _NUM_THREADS = 16 << 20, 12, 8
 
 
 def load_resident(
-    slices: Sequence[Slice], device: torch.device, *, watchdog_s: float
+    slices: Sequence[Slice],
+    reader: Reader,
+    device: torch.device,
+    *,
+    watchdog_s: float,
+    cancelled: threading.Event | None = None,
 ) -> dict[int, torch.Tensor]:
-    """Each slice's bytes (uint8) on `device`, by index; blocks. Raises StreamError.
+    """Each slice's bytes (uint8) on `device`, by index; blocks, until `cancelled` at the latest.
 
-    Read through the page cache: a pack that was just used or written is still there.
+    `reader` had better go through the page cache: a pack that was just used or written is still
+    there. Raises StreamError.
     """
+    cancelled = cancelled or threading.Event()
     pieces = [(part, piece) for part in slices for piece in split(part, _PIECE_BYTES)]
     if not pieces:
         return {}
@@ -29,18 +39,22 @@ def load_resident(
         part.index: torch.empty(part.length_bytes, dtype=torch.uint8, device=device)
         for part in slices
     }
-    buffers = PinnedBuffers(count=_NUM_BUFFERS, each_bytes=_PIECE_BYTES, device=device)
-    reader = BufferedReader()
-    # Readers run ahead of the last piece: they may read a few pieces again, never past the list.
-    ring = ReadRing(
-        buffers=buffers.views,
-        reader=reader,
-        piece_of=lambda ticket: pieces[ticket % len(pieces)][1],
-        num_threads=_NUM_THREADS,
-    )
-    ring.start()
-    try:
+    with contextlib.ExitStack() as stack:  # each is closed, whatever closing another one raises
+        buffers = PinnedBuffers(
+            count=min(_NUM_BUFFERS, len(pieces)), each_bytes=_PIECE_BYTES, device=device
+        )
+        stack.callback(buffers.close)
+        stack.callback(lambda: _CurrentStream(device).wait())
+        ring = ReadRing(
+            buffers=buffers.views,
+            reader=reader,
+            piece_of=lambda ticket: pieces[ticket][1],
+            num_threads=_NUM_THREADS,
+            num_tickets=len(pieces),
+        )
+        stack.enter_context(ring)
         for part, _ in pieces:
+            stop_if(cancelled)
             piece, view = ring.take(timeout_s=watchdog_s)
             offset = piece.offset_bytes - part.offset_bytes
             source = torch.frombuffer(view, dtype=torch.uint8)
@@ -48,11 +62,6 @@ def load_resident(
                 source, non_blocking=True
             )
             ring.release(_CurrentStream(device))
-    finally:
-        ring.stop()
-        _CurrentStream(device).wait()
-        buffers.close()
-        reader.close()
     return tensors
 
 

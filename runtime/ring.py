@@ -10,12 +10,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from enum import Enum
+from types import TracebackType
 from typing import Protocol
 
 from layerpack.formats.errors import StalledError, StreamError
-from layerpack.runtime.read import Reader
+from layerpack.formats.read import Reader
+from layerpack.runtime.interrupts import deferred_interrupts
+from layerpack.runtime.pieces import Piece
 
 
 class Fence(Protocol):
@@ -25,21 +27,20 @@ class Fence(Protocol):
         """Block until it has happened."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Piece:
-    """What one ticket reads: at most a slot's bytes of a file."""
+class _Stage(Enum):
+    """What a ticket's reader is at: the reason to give when it stands still."""
 
-    path: Path
-    offset_bytes: int
-    length_bytes: int
-    title: str
+    WAITING = "no reader is free for them; all of them wait"
+    FENCE = "the device still copies from their buffer; it does not answer"
+    READING = "the disk does not answer"
 
 
 class ReadRing:
     """FREE -claim-> reader -publish-> READY -take-> consumer -release(fence)-> FREE
 
     `piece_of(ticket)` names what to read for a ticket; it is pure and may be called from any
-    reader thread. The first error of a reader is kept whole and raised by `take`.
+    reader thread. Tickets go on without end, or up to `num_tickets`. The first error of a reader
+    is kept whole and raised by `take`. As a context manager it starts, and stops at the end.
     """
 
     def __init__(
@@ -49,17 +50,21 @@ class ReadRing:
         reader: Reader,
         piece_of: Callable[[int], Piece],
         num_threads: int,
+        num_tickets: int | None = None,
         on_read: Callable[[Piece, float, float], None] | None = None,
     ) -> None:
         self._buffers = buffers
         self._reader = reader
         self._piece_of = piece_of
+        self._num_tickets = num_tickets
         self._on_read = on_read
         self._changed = threading.Condition()
-        # Guarded by _changed: for each slot, the ticket that is READY in it and the fence that
-        # its next reader must wait for; the next ticket to claim and the next to be taken.
+        # Guarded by _changed: for each slot, the ticket that is READY in it, the fence that its
+        # next reader must wait for, and what its reader is at; the next ticket to claim and the
+        # next to be taken.
         self._ready: list[int | None] = [None] * len(buffers)
         self._fences: list[Fence | None] = [None] * len(buffers)
+        self._stages = [_Stage.WAITING] * len(buffers)
         self._next_claim = 0
         self._next_take = 0
         self._released = 0
@@ -69,6 +74,22 @@ class ReadRing:
             threading.Thread(target=self._read_loop, name=f"layerpack-read-{i}", daemon=True)
             for i in range(num_threads)
         ]
+
+    def __enter__(self) -> ReadRing:
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
 
     def start(self) -> None:
         """Begin to read ahead, as far as there are buffers."""
@@ -90,7 +111,7 @@ class ReadRing:
                     piece = self._piece_of(ticket)
                     raise StalledError(
                         f"no bytes of {piece.title} from {piece.path} for {timeout_s:.0f} s; "
-                        "the disk does not answer"
+                        f"{self._stage_of(ticket).value}"
                     )
             self._next_take += 1
         piece = self._piece_of(ticket)
@@ -107,15 +128,23 @@ class ReadRing:
 
     def stop(self, *, timeout_s: float = 30.0) -> None:
         """Stop and join the readers. Raises StalledError if one is stuck in the kernel."""
-        with self._changed:
-            self._stopping = True
-            self._changed.notify_all()
-        deadline = time.monotonic() + timeout_s
-        for thread in self._threads:
-            if thread.ident is not None:
-                thread.join(max(0.0, deadline - time.monotonic()))
+        with deferred_interrupts():
+            with self._changed:
+                self._stopping = True
+                self._changed.notify_all()
+            deadline = time.monotonic() + timeout_s
+            for thread in self._threads:
+                if thread.ident is not None:
+                    thread.join(max(0.0, deadline - time.monotonic()))
         if stuck := [thread.name for thread in self._threads if thread.is_alive()]:
             raise StalledError(f"{', '.join(stuck)} did not end within {timeout_s:.0f} s")
+
+    def _stage_of(self, ticket: int) -> _Stage:
+        return (
+            self._stages[ticket % len(self._buffers)]
+            if ticket < self._next_claim
+            else _Stage.WAITING
+        )
 
     def _raise_if_over(self) -> None:
         if self._error is not None:
@@ -128,11 +157,14 @@ class ReadRing:
     def _claim(self) -> tuple[int, Fence | None] | None:
         with self._changed:
             while not self._stopping and self._error is None:
+                if self._next_claim == self._num_tickets:
+                    break
                 if self._next_claim < self._released + len(self._buffers):
                     ticket = self._next_claim
                     self._next_claim += 1
                     slot = ticket % len(self._buffers)
                     fence, self._fences[slot] = self._fences[slot], None
+                    self._stages[slot] = _Stage.FENCE
                     return ticket, fence
                 self._changed.wait()
         return None
@@ -144,6 +176,7 @@ class ReadRing:
                 if fence is not None:
                     fence.wait()
                 slot = ticket % len(self._buffers)
+                self._stages[slot] = _Stage.READING
                 piece = self._piece_of(ticket)
                 begin_s = time.perf_counter()
                 self._reader.read(

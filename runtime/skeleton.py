@@ -26,21 +26,21 @@ def build_skeleton(pack: Pack, *, device: torch.device, attention: str = "sdpa")
     import transformers
 
     transformers.logging.set_verbosity_error()
+    manifest = pack.manifest
     try:
         config = transformers.AutoConfig.from_pretrained(pack.path, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as reason:
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config  # else transformers would swap the layers itself
+        with torch.device("meta"):
+            model = transformers.AutoModelForCausalLM.from_config(
+                config,
+                dtype=TORCH_DTYPES[manifest.model.dtype],
+                attn_implementation=attention,
+                trust_remote_code=False,
+            )
+    except Exception as reason:  # a damaged config breaks transformers in any way
         line = str(reason).strip().splitlines()[0] if str(reason).strip() else repr(reason)
         raise PackError(f"{pack.path / 'config.json'}: not usable ({line})") from reason
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config  # else transformers would swap the layers itself
-    manifest = pack.manifest
-    with torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(
-            config,
-            dtype=TORCH_DTYPES[manifest.model.dtype],
-            attn_implementation=attention,
-            trust_remote_code=False,
-        )
     for blob in manifest.blobs:
         for name, state in blob.nf4.items():
             _swap_linear(model, name, state.shape, TORCH_DTYPES[manifest.model.dtype])

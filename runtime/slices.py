@@ -8,10 +8,11 @@ its own. Its constants (norms, and absmax if it is quantised) are small and stay
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 
+from layerpack.formats.frame_table import FrameTable
 from layerpack.formats.header import TensorEntry
 from layerpack.formats.manifest import Blob
 from layerpack.formats.pack import Pack
@@ -30,7 +31,8 @@ class Slice:
     """`length_bytes` from `offset_bytes` of the file at `path`; `index` is its place in a pass.
 
     For a layer `number` is the layer's; for lm_head it counts the row ranges, and `rows` is the
-    half-open range of vocabulary entries whose logits the slice gives.
+    half-open range of vocabulary entries whose logits the slice gives. In a compressed file,
+    which has `frames`, offset and length count raw bytes.
     """
 
     index: int
@@ -40,6 +42,7 @@ class Slice:
     offset_bytes: int
     length_bytes: int
     rows: tuple[int, int] | None = None
+    frames: FrameTable | None = None
 
     @property
     def title(self) -> str:
@@ -50,6 +53,14 @@ class Slice:
     def slot_bytes(self) -> int:
         """Room that a slot needs for it: whole pages, so that direct reads may end on one."""
         return align_up(self.length_bytes)
+
+    @property
+    def stored(self) -> Slice:
+        """The range of the file, as it is on the disk, that is read for the slice."""
+        if self.frames is None:
+            return self
+        offset, length = self.frames.stored_range(self.offset_bytes, self.length_bytes)
+        return replace(self, offset_bytes=offset, length_bytes=length, frames=None)
 
 
 def pass_slices(pack: Pack, *, max_head_bytes: int | None = None) -> tuple[Slice, ...]:
@@ -64,7 +75,8 @@ def pass_slices(pack: Pack, *, max_head_bytes: int | None = None) -> tuple[Slice
             number=index,
             path=pack.blob_path(blob),
             offset_bytes=blob.data_start_bytes,
-            length_bytes=blob.file_bytes - blob.data_start_bytes,
+            length_bytes=blob.raw_bytes - blob.data_start_bytes,
+            frames=blob.frames,
         )
         for index, blob in enumerate(pack.manifest.layers)
     ]
@@ -83,6 +95,7 @@ def pass_slices(pack: Pack, *, max_head_bytes: int | None = None) -> tuple[Slice
                 offset_bytes=weight.offset_bytes + first * row_bytes,
                 length_bytes=(last - first) * row_bytes,
                 rows=(first, last),
+                frames=blob.frames,
             )
         )
     return tuple(slices)

@@ -20,11 +20,14 @@ from types import TracebackType
 import torch
 
 from layerpack.formats.errors import StalledError, StreamError
+from layerpack.runtime.interrupts import deferred_interrupts
 from layerpack.runtime.lane import Lane
-from layerpack.runtime.ring import Piece, ReadRing
+from layerpack.runtime.pieces import Piece, split
+from layerpack.runtime.ring import ReadRing
 from layerpack.runtime.slices import Slice
-from layerpack.runtime.trace import NO_TRACE, Trace
+from layerpack.runtime.trace import GPU_COPY_ROW, NO_TRACE, Trace
 
+_JOIN_S = 30.0
 RingFactory = Callable[[Callable[[int], Piece]], ReadRing]
 
 
@@ -63,17 +66,26 @@ class WeightStream:
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._ring: ReadRing | None = None
+        # Between passes that broke off and the next one the stream is not in order: an error or
+        # Ctrl-C may have come anywhere. What is stuck in the kernel can not be started over.
+        self._in_order = self._closed = False
+        self._stuck: StalledError | None = None
         self._reset(0)
 
     def _reset(self, place: int) -> None:
         # Counts of slices since the start at `place`; all but _acquired are guarded by _changed.
         self._start = place
         self._issued = self._released = self._acquired = 0
+        self._moved_s = time.monotonic()
         self._error: BaseException | None = None
         self._stopping = False
 
     def __enter__(self) -> WeightStream:
-        self._launch()
+        try:
+            self._start_over(0)
+        except BaseException:
+            self._halt()
+            raise
         return self
 
     def __exit__(
@@ -82,6 +94,7 @@ class WeightStream:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._closed, self._in_order = True, False
         self._halt()
 
     def acquire(self, index: int) -> int:
@@ -92,42 +105,59 @@ class WeightStream:
         """
         place = self._place[index]
         expected = (self._start + self._acquired) % len(self._slices)
-        if place != expected or self._acquired != self._released:
-            self._halt()
-            self._reset(place)
-            self._launch()
+        if not self._in_order or place != expected or self._acquired != self._released:
+            self._start_over(place)
+        self._in_order = False
         begin_s = time.perf_counter()
         if self._issued <= self._acquired:
             self._await_issue(place)
         slot = self._acquired % self._num_slots
         self._lane.wait_ready(slot)
         self._acquired += 1
+        self._in_order = True
         self._trace.wait(self._slices[place].title, begin_s, time.perf_counter())
         return slot
 
     def _await_issue(self, place: int) -> None:
-        deadline = time.monotonic() + 2 * self._watchdog_s
+        # The ring's own watchdog is the first to bark when the disk stands still.
+        patience_s = 2 * self._watchdog_s
+        begin_s = time.monotonic()
         with self._changed:
             while self._issued <= self._acquired:
                 if self._error is not None:
                     self._raise()
-                if not self._changed.wait(max(0.0, deadline - time.monotonic())):
+                left_s = max(begin_s, self._moved_s) + patience_s - time.monotonic()
+                if left_s <= 0:
                     raise StalledError(
-                        f"{self._slices[place].title} was not copied to the device within "
-                        f"{2 * self._watchdog_s:.0f} s; the copy stage stands still"
+                        f"{self._slices[place].title}: no byte was copied to the device within "
+                        f"{patience_s:.0f} s; the copy stage stands still"
                     )
+                self._changed.wait(left_s)
 
     def release(self) -> None:
-        """Give back the slot acquired last, once the computation ordered so far has run."""
+        """Give back the slot acquired last, once the computation ordered so far has run.
+
+        Raises StreamError if the next copy, which this call may order, fails.
+        """
+        self._in_order = False
         self._lane.mark_free((self._acquired - 1) % self._num_slots)
         if self._thread is None:
             self._released = self._acquired
-            self._copy(self._issued)
-            self._issued += 1
-            return
-        with self._changed:
-            self._released = self._acquired
-            self._changed.notify_all()
+            self._order(self._issued)
+        else:
+            with self._changed:
+                self._released = self._acquired
+                self._changed.notify_all()
+        self._in_order = True
+
+    def _order(self, sequence: int) -> None:
+        """Copy in this thread: all bytes are at hand."""
+        try:
+            self._copy(sequence)
+        except Exception as error:
+            self._error = error
+            self._raise()
+        self._issued = sequence + 1
 
     def _raise(self) -> None:
         error = self._error
@@ -135,13 +165,21 @@ class WeightStream:
             raise type(error)(str(error)) from error
         if isinstance(error, torch.OutOfMemoryError):
             raise StreamError(f"the device ran out of memory in a copy: {error}") from error
-        raise StreamError(f"the copy thread died: {error!r}") from error
+        raise StreamError(f"copying to the device failed: {error!r}") from error
+
+    def _start_over(self, place: int) -> None:
+        if self._closed:
+            raise StreamError("the model is closed; open it again")
+        with deferred_interrupts():
+            self._halt()
+            self._reset(place)
+            self._launch()
+            self._in_order = True
 
     def _launch(self) -> None:
         if not self._pieces:
             for sequence in range(self._num_slots):
-                self._copy(sequence)
-            self._issued = self._num_slots
+                self._order(sequence)
             return
         assert self._make_ring is not None, "slices on disk need a ring"
         self._ring = self._make_ring(self._piece_order())
@@ -160,21 +198,30 @@ class WeightStream:
         return lambda ticket: cycle[ticket % len(cycle)]
 
     def _halt(self) -> None:
-        """Join the threads and wait for the copies that are under way."""
-        with self._changed:
-            self._stopping = True
-            self._changed.notify_all()
-        ring, self._ring = self._ring, None
-        thread, self._thread = self._thread, None
-        try:
-            if ring is not None:
-                ring.stop()
-        finally:
-            if thread is not None:
-                thread.join(30.0)
-            self._lane.drain()
-        if thread is not None and thread.is_alive():
-            raise StalledError("the copy thread did not end within 30 s")
+        """Join the threads and wait for the copies that are under way.
+
+        Raises StalledError if a thread is stuck; then for good, as it may still write to a buffer.
+        """
+        with deferred_interrupts():
+            if self._stuck is not None:
+                raise StalledError(str(self._stuck)) from self._stuck
+            with self._changed:
+                self._stopping = True
+                self._changed.notify_all()
+            ring, self._ring = self._ring, None
+            thread, self._thread = self._thread, None
+            try:
+                if ring is not None:
+                    ring.stop()
+                if thread is not None:
+                    thread.join(_JOIN_S)
+                    if thread.is_alive():
+                        raise StalledError(f"the copy thread did not end within {_JOIN_S:.0f} s")
+            except StalledError as error:
+                self._stuck = error
+                raise
+            finally:
+                self._lane.drain()
 
     def _feed(self) -> None:
         try:
@@ -202,28 +249,23 @@ class WeightStream:
         self._lane.begin_copy(slot)
         begin_s = time.perf_counter()
         if (source := self._host.get(part.index)) is not None:
-            self._lane.copy(slot, 0, source)
+            self._send(slot, 0, source, part.title)
         else:
             assert self._ring is not None
             ring = self._ring
             for _ in self._pieces[place]:
                 piece, view = ring.take(timeout_s=self._watchdog_s)
                 offset = piece.offset_bytes - part.offset_bytes
-                self._lane.copy(slot, offset, torch.frombuffer(view, dtype=torch.uint8))
+                self._send(slot, offset, torch.frombuffer(view, dtype=torch.uint8), part.title)
                 ring.release(self._lane.fence())
+                self._moved_s = time.monotonic()
         self._lane.end_copy(slot)
         self._trace.copy(part.title, begin_s, time.perf_counter(), part.length_bytes)
 
-
-def split(part: Slice, piece_bytes: int) -> tuple[Piece, ...]:
-    """The slice as pieces of at most `piece_bytes`, in file order."""
-    end = part.offset_bytes + part.length_bytes
-    return tuple(
-        Piece(
-            path=part.path,
-            offset_bytes=offset,
-            length_bytes=min(piece_bytes, end - offset),
-            title=part.title,
-        )
-        for offset in range(part.offset_bytes, end, piece_bytes)
-    )
+    def _send(self, slot: int, offset_bytes: int, source: torch.Tensor, title: str) -> None:
+        if (clock := self._trace.clock) is None:
+            self._lane.copy(slot, offset_bytes, source)
+            return
+        begun = clock.begin(GPU_COPY_ROW)
+        self._lane.copy(slot, offset_bytes, source)
+        clock.end(GPU_COPY_ROW, title, begun, source.numel())

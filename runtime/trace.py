@@ -8,31 +8,61 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from layerpack.runtime.gpu_clock import GpuClock
+
+STEP_ROW, PROPOSE_ROW, FEED_ROW = "step", "propose", "feed"
+WAIT_ROW, BIND_ROW, FORWARD_ROW = "wait", "bind", "forward"
+GPU_COPY_ROW, GPU_WAIT_ROW, GPU_COMPUTE_ROW = "gpu copy", "gpu wait", "gpu compute"
+READ_ROWS = "layerpack-read"
+"""What the names of the reader threads begin with; each of them is a row."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Span:
-    """`row` did `name` from `begin_s` to `end_s` (time.perf_counter), moving `moved_bytes`."""
+    """`row` did `name` from `begin_s` to `end_s` (time.perf_counter), moving `moved_bytes`.
+
+    A step also says how many tokens it gave.
+    """
 
     row: str
     name: str
     begin_s: float
     end_s: float
     moved_bytes: int = 0
+    num_tokens: int = 0
 
 
 class Trace:
-    """Collects spans from all threads."""
+    """Collects spans from all threads. `clock` times the GPU, once there is one to time."""
 
     enabled = True
 
     def __init__(self) -> None:
         self.spans: list[Span] = []
+        self.clock: GpuClock | None = None
 
-    def span(self, row: str, name: str, begin_s: float, end_s: float, moved_bytes: int = 0) -> None:
+    def span(
+        self,
+        row: str,
+        name: str,
+        begin_s: float,
+        end_s: float,
+        moved_bytes: int = 0,
+        num_tokens: int = 0,
+    ) -> None:
         """Note one span."""
         self.spans.append(
-            Span(row=row, name=name, begin_s=begin_s, end_s=end_s, moved_bytes=moved_bytes)
+            Span(
+                row=row,
+                name=name,
+                begin_s=begin_s,
+                end_s=end_s,
+                moved_bytes=moved_bytes,
+                num_tokens=num_tokens,
+            )
         )
 
     def read(self, name: str, begin_s: float, end_s: float, moved_bytes: int) -> None:
@@ -41,29 +71,41 @@ class Trace:
 
     def copy(self, name: str, begin_s: float, end_s: float, moved_bytes: int) -> None:
         """The feeder's work for one slice (host side: waiting for bytes, ordering copies)."""
-        self.span("feed", name, begin_s, end_s, moved_bytes)
+        self.span(FEED_ROW, name, begin_s, end_s, moved_bytes)
 
     def wait(self, name: str, begin_s: float, end_s: float) -> None:
         """The forward pass waiting for a slice."""
-        self.span("wait", name, begin_s, end_s)
+        self.span(WAIT_ROW, name, begin_s, end_s)
 
     def bind(self, name: str, begin_s: float, end_s: float) -> None:
         """Weights being bound to a layer."""
-        self.span("bind", name, begin_s, end_s)
+        self.span(BIND_ROW, name, begin_s, end_s)
 
     def forward(self, name: str, begin_s: float, end_s: float) -> None:
         """A layer's forward, host side."""
-        self.span("forward", name, begin_s, end_s)
+        self.span(FORWARD_ROW, name, begin_s, end_s)
 
-    def step(self, name: str, begin_s: float, end_s: float) -> None:
-        """One whole pass."""
-        self.span("step", name, begin_s, end_s)
+    def propose(self, begin_s: float, end_s: float) -> None:
+        """A draft, or prompt lookup, choosing the tokens to try in the next pass."""
+        self.span(PROPOSE_ROW, "propose", begin_s, end_s)
+
+    def step(self, begin_s: float, end_s: float, num_tokens: int) -> None:
+        """One pass from its beginning until the tokens that it gave are known."""
+        self.span(STEP_ROW, f"{num_tokens} tokens", begin_s, end_s, num_tokens=num_tokens)
 
 
 class _NoTrace(Trace):
     enabled = False
 
-    def span(self, row: str, name: str, begin_s: float, end_s: float, moved_bytes: int = 0) -> None:
+    def span(
+        self,
+        row: str,
+        name: str,
+        begin_s: float,
+        end_s: float,
+        moved_bytes: int = 0,
+        num_tokens: int = 0,
+    ) -> None:
         """Nothing is kept."""
 
 

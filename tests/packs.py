@@ -1,8 +1,12 @@
-"""Comparing packs, byte for byte."""
+"""Comparing packs, byte for byte, and making small ones of many frames."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import pytest
 
 
 def differing(path: Path, other: Path) -> list[str]:
@@ -15,3 +19,11 @@ def differing(path: Path, other: Path) -> list[str]:
         or not (other / name).is_file()
         or (path / name).read_bytes() != (other / name).read_bytes()
     ]
+
+
+@contextmanager
+def compressed(frame_bytes: int) -> Iterator[None]:
+    """Conversions inside cut frames of so many bytes: small packs then have many of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("layerpack.formats.blob.FRAME_BYTES", frame_bytes)
+        yield

@@ -19,9 +19,9 @@ from huggingface_hub import constants
 from layerpack.convert import hub_errors
 from layerpack.convert.api import convert
 from layerpack.convert.directory import DirectorySource
-from layerpack.convert.forecast import Forecast
 from layerpack.convert.hub import HubSource
 from layerpack.convert.options import ConvertOptions
+from layerpack.convert.remaining import Remaining
 from layerpack.formats.errors import DiskFullError, HubError, SourceError, UnsupportedError
 
 REPO = "org/tiny"
@@ -467,10 +467,10 @@ def test_what_a_conversion_takes_is_told_beforehand_and_less_of_it_when_it_goes_
     hub: HubServer, checkpoint: Path, tmp_path: Path
 ) -> None:
     sizes = {path.name: path.stat().st_size for path in shards(checkpoint)}
-    heard: list[Forecast] = []
+    heard: list[Remaining] = []
     requests: list[int] = []
 
-    def announce(work: Forecast) -> None:
+    def announce(work: Remaining) -> None:
         heard.append(work)
         requests.append(hub.num_requests("^/cdn/"))
 
@@ -507,7 +507,7 @@ def test_shards_left_by_a_break_need_no_room_again(
     (tmp_path / "out.layerpack-partial" / "scratch").rename(
         tmp_path / "out.layerpack-partial" / "source"
     )
-    heard: list[Forecast] = []
+    heard: list[Remaining] = []
     convert(REPO, tmp_path / "out", announce=heard.append)
     assert heard[0].scratch_bytes == 0
 

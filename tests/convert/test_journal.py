@@ -5,10 +5,12 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from layerpack.convert.journal import BlobRecord, Journal, Progress, read_journal
+from layerpack.convert.journal import BlobRecord, Journal, Progress, _line, read_journal
+from layerpack.formats.frame_table import FrameTable
 from layerpack.formats.nf4 import Nf4State
 
 BLOBS = [
@@ -22,6 +24,21 @@ BLOBS = [
     )
     for index in range(1, 5)
 ]
+BLOBS.append(
+    BlobRecord(
+        file="layer-005.safetensors.zst",
+        digest="xxh3_128:" + "5" * 32,
+        states={},
+        frames=FrameTable.build(
+            first_bytes=4096,
+            frame_bytes=8192,
+            raw_bytes=4096 + 8192 + 100,
+            raw_digest="xxh3_128:" + "a" * 32,
+            stored_bytes=[500, 8192, 99],
+            coding="zrp",
+        ),
+    )
+)
 
 
 def written() -> bytes:
@@ -48,7 +65,7 @@ def test_what_was_written_is_read() -> None:
     progress = read(RAW)
     assert progress.runs == {"run"}
     assert progress.blobs == {blob.file: blob for blob in BLOBS}
-    assert len(progress.source_digests) == 4
+    assert len(progress.source_digests) == 5
     assert read_journal(Path("no such file")) == Progress()
 
 
@@ -77,5 +94,33 @@ def test_opening_heals_a_torn_line(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     path.write_bytes(RAW[:-20])
     with Journal(path, "run", read_journal(path)) as journal:
-        journal.blob(BLOBS[3])
+        journal.blob(BLOBS[-1])
     assert read_journal(path).blobs == {blob.file: blob for blob in BLOBS}
+
+
+def test_what_a_run_is_about_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    with Journal(path, "run", Progress(about={"id": "org/name"})) as journal:
+        journal.blob(BLOBS[0])
+    assert read_journal(path).about == {"id": "org/name"}
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        None,
+        [],
+        7,
+        [[8, 96], 64, "BF16"],
+        [[8, 96], 64, 3, None],
+        [[-8], 64, "BF16", None],
+        [[8, 96], "64", "BF16", None],
+        [[8, 96], 64, "BF16", "0.5"],
+        ["8x96", 64, "BF16", None],
+    ],
+)
+def test_a_state_of_another_kind_is_no_blob(state: object, tmp_path: Path) -> None:
+    line = {"run": "run", "blob": "a", "digest": BLOBS[0].digest, "states": {"a.weight": state}}
+    path = tmp_path / "journal"
+    path.write_bytes(_line(line))
+    assert read_journal(path) == Progress(runs=frozenset({"run"}))

@@ -72,7 +72,9 @@ def test_host_tier_by_registering_equals_copying(pack_of: PackOf, may_register: 
             )
 
 
-def shuffled(monkeypatch: pytest.MonkeyPatch, seed: int, slow: str) -> None:
+def shuffled(
+    monkeypatch: pytest.MonkeyPatch, seed: int, slow: str, longest_cycles: int = 3_000_000
+) -> None:
     """Puts random GPU-side pauses before copies, or before the release of slots."""
     rng = random.Random(seed)
     copy, mark_free = lane_module.CudaLane.copy, lane_module.CudaLane.mark_free
@@ -80,12 +82,12 @@ def shuffled(monkeypatch: pytest.MonkeyPatch, seed: int, slow: str) -> None:
     def slow_copy(self: lane_module.CudaLane, slot: int, offset: int, source: torch.Tensor) -> None:
         if slow in ("copy", "both"):
             with torch.cuda.stream(self._copy_stream):
-                torch.cuda._sleep(rng.randrange(3_000_000))
+                torch.cuda._sleep(rng.randrange(longest_cycles))
         copy(self, slot, offset, source)
 
     def slow_mark_free(self: lane_module.CudaLane, slot: int) -> None:
         if slow in ("work", "both"):
-            torch.cuda._sleep(rng.randrange(3_000_000))
+            torch.cuda._sleep(rng.randrange(longest_cycles))
         mark_free(self, slot)
 
     monkeypatch.setattr(lane_module.CudaLane, "copy", slow_copy)
@@ -130,7 +132,8 @@ def test_either_event_wait_taken_out_is_noticed(
     pack = pack_of("llama-tied")
     with Model.open(pack, open_options(WAYS[way])) as model, torch.no_grad():
         expected = model.network(IDS.cuda()).logits
-    shuffled(monkeypatch, 1, slow)
+    # Longer pauses than the host takes to order a layer, or it would do the missing wait's work.
+    shuffled(monkeypatch, 1, slow, longest_cycles=40_000_000)
     monkeypatch.setattr(lane_module.CudaLane, wait, lambda self, slot: None)
     assert passes_differ(pack, WAYS[way], expected) > 0
 

@@ -20,10 +20,11 @@ import torch
 from fakes import ThreadLane
 
 from layerpack.formats.errors import StalledError, StreamError
-from layerpack.runtime.read import BufferedReader, Reader
-from layerpack.runtime.ring import Piece, ReadRing
+from layerpack.formats.read import BufferedReader, Reader
+from layerpack.runtime.pieces import Piece, split
+from layerpack.runtime.ring import ReadRing
 from layerpack.runtime.slices import Part, Slice
-from layerpack.runtime.stream import WeightStream, split
+from layerpack.runtime.stream import WeightStream
 
 PIECE_BYTES = 4096
 LAYERS = 7

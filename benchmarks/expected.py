@@ -1,0 +1,175 @@
+"""What to expect of a card and a disk that are not here: the planner's own figures, as Markdown.
+
+    python benchmarks/expected.py [--model qwen2.5-72b] [--context 4096]
+
+Nothing is measured and no weights are written: the pack is described from the model's shapes by the
+format's own layout, and the planner is asked as `layerpack plan --assume-…` asks it. The link and
+disk bandwidths are stated ones. A pass gives one token, or checks many.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from make_pack import layer_specs
+from shapes import SHAPES
+
+from layerpack.formats import nf4
+from layerpack.formats.layout import Nf4Spec, PlainSpec, layout_blob
+from layerpack.formats.manifest import Blob, Manifest, Model, Quantization, Role, Source
+from layerpack.formats.pack import Pack
+from layerpack.formats.units import human_bytes
+from layerpack.runtime.assumed import FREE_SHARE
+from layerpack.runtime.machine import Machine
+from layerpack.runtime.model import OpenOptions, plan_on
+from layerpack.runtime.plan import Plan, Tier
+
+GB = 1_000_000_000
+FREE_VRAM_SHARE = 0.94
+"""Of a card's memory: the system, its display and CUDA itself hold the rest."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Card:
+    """A GPU as it is sold, and the link that it usually has."""
+
+    vram_bytes: int
+    link: str
+    link_gb_s: float
+
+
+CARDS = (
+    Card(vram_bytes=8 * GB, link="PCIe 4 x8", link_gb_s=13.0),
+    Card(vram_bytes=12 * GB, link="PCIe 4 x16", link_gb_s=25.0),
+    Card(vram_bytes=16 * GB, link="PCIe 4 x16", link_gb_s=25.0),
+    Card(vram_bytes=24 * GB, link="PCIe 4 x16", link_gb_s=25.0),
+)
+DISKS = {"Gen3": 3.5, "Gen4": 6.0, "Gen5": 12.0}
+MEMORIES_BYTES = (16 * GB, 32 * GB, 64 * GB)
+
+
+def describe_pack(model: str, path: Path) -> Pack:
+    """The pack that `make_pack` would write, of which only config.json is written."""
+    config = SHAPES[model]
+    (path / "config.json").write_text(json.dumps(config))
+    layers = config["num_hidden_layers"]
+    shape = (config["vocab_size"], config["hidden_size"])
+    embedding = PlainSpec(name="model.embed_tokens.weight", dtype="BF16", shape=shape)
+    head = PlainSpec(name="lm_head.weight", dtype="BF16", shape=shape)
+    norm = PlainSpec(name="model.norm.weight", dtype="BF16", shape=shape[1:])
+    blobs = (
+        _blob(Role.EMBEDDING, None, [embedding]),
+        *(
+            _blob(Role.LAYER, number, layer_specs(config, f"model.layers.{number}."))
+            for number in range(layers)
+        ),
+        _blob(Role.HEAD, None, [head, norm]),
+    )
+    manifest = Manifest(
+        producer="layerpack benchmarks",
+        source=Source(kind="directory", id=model, revision=None, files=()),
+        model=Model(
+            architecture=config["architectures"][0],
+            layers_path="model.layers",
+            num_layers=layers,
+            dtype="BF16",
+            embedding=embedding.name,
+            head=head.name,
+            num_parameters=sum(blob.num_parameters for blob in blobs),
+        ),
+        quantization=Quantization(block_size=64, double_quant=True, head=False),
+        blobs=blobs,
+    )
+    return Pack(path=path, manifest=manifest)
+
+
+def _blob(role: Role, layer: int | None, specs: list[Nf4Spec | PlainSpec]) -> Blob:
+    layout = layout_blob(specs)
+    states = {
+        spec.name: nf4.Nf4State(
+            shape=spec.shape, block_size=spec.block_size, dtype="BF16", nested_offset=0.05
+        )
+        for spec in specs
+        if isinstance(spec, Nf4Spec)
+    }
+    return Blob(
+        role=role,
+        layer=layer,
+        file=f"{role.value}-{layer}.safetensors",
+        file_bytes=layout.file_bytes,
+        digest="",
+        tensors=layout.tensors,
+        nf4=states,
+    )
+
+
+def plan_for(
+    pack: Pack, card: Card, memory_bytes: int, disk_gb_s: float, context_tokens: int
+) -> Plan:
+    """The plan for one machine."""
+    machine = Machine(
+        device="assumed",
+        vram_free_bytes=int(card.vram_bytes * FREE_VRAM_SHARE),
+        host_free_bytes=int(memory_bytes * FREE_SHARE),
+        host_total_bytes=memory_bytes,
+        link_gb_s=card.link_gb_s,
+        disk_gb_s=disk_gb_s,
+    )
+    return plan_on(machine, pack, OpenOptions(context_tokens=context_tokens))
+
+
+def table(pack: Pack, context_tokens: int) -> str:
+    """A row for each card and memory; seconds per pass for each disk, `*`: bound by the link."""
+    header = ["VRAM", "link", "RAM", "layers in VRAM / RAM / disk"]
+    header += [f"{name} disk, {gb_s} GB/s" for name, gb_s in DISKS.items()]
+    rows = [header, ["---"] * len(header)]
+    for card in CARDS:
+        for memory_bytes in MEMORIES_BYTES:
+            plans = [
+                plan_for(pack, card, memory_bytes, gb_s, context_tokens) for gb_s in DISKS.values()
+            ]
+            counts = " / ".join(str(len(plans[0].slices_in(tier))) for tier in Tier)
+            rows.append(
+                [
+                    f"{card.vram_bytes // GB} GB",
+                    f"{card.link}, {card.link_gb_s:.0f} GB/s",
+                    f"{memory_bytes // GB} GB",
+                    counts,
+                    *(_seconds(found) for found in plans),
+                ]
+            )
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _seconds(found: Plan) -> str:
+    if not found.streamed_bytes:
+        return "all in VRAM"
+    return f"{found.pass_s:.2f} s{'*' * (found.link_s >= found.disk_s)}"
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", choices=sorted(SHAPES), default="qwen2.5-72b")
+    parser.add_argument("--context", type=int, default=4096)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        pack = describe_pack(arguments.model, Path(folder))
+        whole = plan_for(pack, CARDS[-1], MEMORIES_BYTES[-1], 1.0, arguments.context)
+        moved = sum(part.length_bytes for part in whole.slices)
+        print(
+            f"Computed by the planner, not measured: seconds per pass of {arguments.model} "
+            f"({human_bytes(moved)} of weights in {len(whole.slices)} layers and parts of lm_head, "
+            f"KV cache for {arguments.context} tokens) from the stated bandwidths; "
+            f"{FREE_VRAM_SHARE:.0%} of the VRAM and {FREE_SHARE:.0%} of the RAM free before. "
+            "`*`: bound by the link, else by the disk.\n"
+        )
+        print(table(pack, arguments.context))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""How close `layerpack verify` comes to the disk: its rate over that of reads alone, in one run.
+
+    python benchmarks/verify.py /data/random-72b [--rounds 3] [--json result.json]
+
+Both go past the page cache where the system can; where it cannot, the files are dropped from the
+cache before each turn. The disk's rate is the best of several numbers of threads and sizes of
+reads, over whole files, with nothing done to the bytes. The turns alternate; medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import mmap
+import os
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from layerpack.formats.each_file import Report, for_each_file
+from layerpack.formats.pack import Pack
+from layerpack.formats.read import open_reader
+from layerpack.formats.units import MIB
+from layerpack.formats.verify import verify_pack
+
+_WAYS = [(threads, piece) for threads in (1, 4, 8, 16) for piece in (4 * MIB, 16 * MIB)]
+
+
+def drop_cached(pack: Pack) -> None:
+    """Let the system forget what it holds of the pack's files."""
+    for blob in pack.manifest.blobs:
+        handle = os.open(pack.blob_path(blob), os.O_RDONLY)
+        os.fsync(handle)
+        os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(handle)
+
+
+def read_all(pack: Pack, *, num_threads: int, piece_bytes: int) -> None:
+    """Read every blob, and do nothing with it."""
+    reader = open_reader(pack.blob_path(pack.manifest.blobs[0]))
+    sizes = {pack.blob_path(blob): blob.file_bytes for blob in pack.manifest.blobs}
+
+    def work(path: Path, report: Report) -> None:
+        buffer = memoryview(mmap.mmap(-1, piece_bytes))
+        for begin in range(0, sizes[path], piece_bytes):
+            length = min(piece_bytes, sizes[path] - begin)
+            reader.read(path, begin, length, buffer)
+            report(length)
+
+    paths = sorted(sizes, key=lambda path: -sizes[path])
+    for_each_file(paths, work, num_threads=num_threads, total_bytes=sum(sizes.values()))
+    reader.close()
+
+
+def rate(pack: Pack, work: Callable[[], Any]) -> float:
+    """GB/s of one turn over the whole pack."""
+    drop_cached(pack)
+    begin_s = time.perf_counter()
+    work()
+    return pack.manifest.total_bytes / 1e9 / (time.perf_counter() - begin_s)
+
+
+def run(path: Path, rounds: int) -> dict[str, Any]:
+    """The JSON document."""
+    pack = Pack.open(path)
+
+    def read(threads: int, piece: int) -> Callable[[], None]:
+        return lambda: read_all(pack, num_threads=threads, piece_bytes=piece)
+
+    disk: dict[str, list[float]] = {}
+    verify: list[float] = []
+    for _ in range(rounds):
+        for threads, piece in _WAYS:
+            name = f"{threads} threads, {piece // MIB} MiB"
+            disk.setdefault(name, []).append(rate(pack, read(threads, piece)))
+        verify.append(rate(pack, lambda: verify_pack(path)))
+    assert not verify_pack(path).differences
+    best = max(disk, key=lambda name: statistics.median(disk[name]))
+    reader = open_reader(path / "layerpack.json")
+    return {
+        "pack_bytes": pack.manifest.total_bytes,
+        "direct": reader.direct,
+        "cpu_cores": os.cpu_count(),
+        "rounds": rounds,
+        "disk_gb_s": {name: round(statistics.median(found), 3) for name, found in disk.items()},
+        "best_disk": best,
+        "verify_gb_s": [round(found, 3) for found in sorted(verify)],
+        "verify_over_disk": round(statistics.median(verify) / statistics.median(disk[best]), 3),
+    }
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("pack", type=Path)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    result = run(arguments.pack, arguments.rounds)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(result, indent=1))
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

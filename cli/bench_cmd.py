@@ -1,0 +1,93 @@
+"""`layerpack bench OUT`: ways of streaming a pack, timed side by side on this machine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from layerpack.cli.sizes import SIZE
+
+INTERRUPTED = 130
+
+
+@click.command()
+@click.argument("pack", metavar="OUT", type=click.Path(path_type=Path))
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option(
+    "--context",
+    type=click.IntRange(0),
+    default=512,
+    show_default=True,
+    help="Tokens in the KV cache before the timed passes.",
+)
+@click.option("--passes", type=click.IntRange(1), default=5, show_default=True)
+@click.option("--rows", metavar="A,B,…", help="Only these rows, by the names in the table.")
+@click.option("--vram", type=SIZE, help="Most VRAM to use in all, as 8GiB or 7500MB.")
+@click.option("--ram", type=SIZE, help="Most host memory to keep weights in.")
+@click.option(
+    "--layers",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Time the slow methods with the first N layers, scaled up (default: about 4 GB of them).",
+)
+@click.option(
+    "--row-seconds",
+    type=click.FloatRange(0, min_open=True),
+    default=30.0,
+    show_default=True,
+    help="Begin no further pass of a row after so long.",
+)
+@click.option(
+    "--scratch",
+    type=click.Path(file_okay=False, exists=True, path_type=Path),
+    help="Directory for the 16-bit layers while it runs (default: beside OUT).",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the table.")
+@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE.png")
+def bench(pack: Path, as_json: bool, plot: Path | None, **options: Any) -> None:
+    """Time ways of streaming the pack OUT on this machine, and say how far from its limit each is.
+
+    Layer by layer as most programs do it (16 bit or NF4, synchronous or prefetched, pageable or
+    pinned), and as layerpack does it. A few layers are decoded to 16 bits for a while, beside OUT
+    or in --scratch; the last row drops OUT from the page cache. Takes a few minutes.
+    """
+    # late, as they are slow to import
+    from layerpack.runtime.bench import BenchOptions, run_bench
+    from layerpack.runtime.bench_report import plotting
+    from layerpack.runtime.bench_rows import ROWS, Row
+
+    names = [row.name for row in ROWS]
+    wanted = tuple(name for name in (options["rows"] or "").split(",") if name)
+    if unknown := [name for name in wanted if name not in names]:
+        raise click.UsageError(f"--rows: no row {', '.join(unknown)}; there are {', '.join(names)}")
+    if plot is not None:
+        plotting()  # found to be missing now rather than in a few minutes
+        if not plot.absolute().parent.is_dir():
+            raise click.UsageError(f"--plot {plot}: no such directory")
+
+    def say(row: Row) -> None:
+        click.echo(f"[{row.name}: {row.way.switches}]", err=True)
+
+    report = run_bench(
+        pack,
+        BenchOptions(
+            device=options["device"],
+            context_tokens=options["context"],
+            passes=options["passes"],
+            rows=wanted,
+            vram_bytes=options["vram"],
+            ram_bytes=options["ram"],
+            num_layers=options["layers"],
+            row_s=options["row_seconds"],
+            scratch=options["scratch"],
+        ),
+        on_row=say,
+    )
+    click.echo(json.dumps(report.to_json(), indent=1) if as_json else report.table())
+    if plot is not None:
+        report.plot(plot)
+    if report.interrupted:
+        raise SystemExit(INTERRUPTED)

@@ -1,0 +1,34 @@
+"""`layerpack unpack PACK OUT`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+
+from layerpack.formats.units import human_bytes
+
+
+@click.command()
+@click.argument("pack", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--force", is_flag=True, help="Replace OUT.")
+def unpack(pack: Path, out: Path, force: bool) -> None:
+    """Expand the compressed pack PACK to a plain one at OUT.
+
+    OUT is what `layerpack convert` without --zstd writes, bit for bit; transformers loads it.
+    """
+    from tqdm import tqdm
+
+    from layerpack.convert.unpack import unpack as run
+
+    start_s = time.monotonic()
+    with tqdm(desc="unpack", unit="B", unit_scale=True, leave=False) as bar:
+
+        def progress(done_bytes: int, total_bytes: int) -> None:
+            bar.total = total_bytes
+            bar.update(done_bytes - bar.n)
+
+        manifest = run(pack, out, progress, force=force)
+    click.echo(f"{out}: {human_bytes(manifest.total_bytes)} in {time.monotonic() - start_s:.1f} s")

@@ -1,0 +1,64 @@
+"""What a conversion will still take, known beforehand: downloads, pack, scratch space."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+
+from layerpack.convert.destination import Destination
+from layerpack.convert.journal import Progress
+from layerpack.convert.plan import BlobPlan, ConversionPlan
+from layerpack.convert.source import Source
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Remaining:
+    """What is left to do. `scratch_bytes` are needed beside the pack, for a while.
+
+    `fetched_bytes` are those of the source files still to be gone through, `download_bytes` those
+    of them that are not on this machine.
+    """
+
+    architecture: str
+    num_layers: int
+    num_blobs: int
+    done_blobs: int
+    pack_bytes: int
+    fetched_bytes: int
+    download_bytes: int
+    scratch_bytes: int
+    free_bytes: int
+
+
+def find_remaining(
+    plan: ConversionPlan, source: Source, destination: Destination, done: Progress
+) -> Remaining:
+    """The rest of a conversion of which `done` is done. Reads no weight."""
+    left = [blob for blob in plan.blobs if blob.file not in done.blobs]
+    needed = {file for blob in left for file in blob.source_files}
+    files = [f for f in source.files if f.name in needed or f.name not in done.source_digests]
+    remote = {file.name: file.file_bytes for file in files if file.remote}
+    return Remaining(
+        architecture=plan.structure.architecture,
+        num_layers=len(plan.structure.layers),
+        num_blobs=len(plan.blobs),
+        done_blobs=len(plan.blobs) - len(left),
+        pack_bytes=sum(blob.layout.file_bytes for blob in left),
+        fetched_bytes=sum(file.file_bytes for file in files),
+        download_bytes=sum(remote.values()),
+        scratch_bytes=_scratch_bytes(left, source, destination, remote),
+        free_bytes=shutil.disk_usage(destination.partial).free,
+    )
+
+
+def _scratch_bytes(
+    left: list[BlobPlan], source: Source, destination: Destination, remote: dict[str, int]
+) -> int:
+    """Most that downloads take at a time, less what an earlier run has left of them."""
+    if not source.scratch_bytes:
+        return 0
+    few = sorted(remote.values())[-source.max_held_files :]
+    at_once = [sum(remote.get(file, 0) for file in blob.source_files) for blob in left]
+    present = (destination.scratch / name for name in remote)
+    here = sum(path.stat().st_size for path in present if path.is_file())
+    return max(0, max(sum(few), *at_once, 0) - here)

@@ -1,0 +1,149 @@
+"""A compressed pack to the plain one that it was made from, bit for bit. Needs no torch."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from layerpack.convert.destination import Destination, is_full
+from layerpack.formats.digest import Digest, bytes_digest
+from layerpack.formats.each_file import ProgressCallback, Report, for_each_file
+from layerpack.formats.errors import DiskFullError, PackError, StreamError, TargetError
+from layerpack.formats.frame_reader import raw_reader
+from layerpack.formats.frame_table import FrameTable
+from layerpack.formats.manifest import MANIFEST_NAME, Blob, Manifest
+from layerpack.formats.manifest_json import dump_manifest
+from layerpack.formats.pack import Pack
+from layerpack.formats.read import Reader, open_reader
+from layerpack.formats.units import MIB, align_up, human_bytes
+
+_PIECE_BYTES = 16 * MIB
+
+
+def unpack(
+    path: Path | str,
+    out: Path | str,
+    progress: ProgressCallback | None = None,
+    *,
+    force: bool = False,
+) -> Manifest:
+    """Expand the compressed pack at `path` to a plain one at `out`; its manifest.
+
+    Every file is that of the same conversion without compression, which is checked by its digest.
+    Nothing appears under `out` unless it is whole, and a break leaves nothing. `force` replaces
+    what stands there. Raises PackError, TargetError (DiskFullError).
+    """
+    pack = Pack.open(path)
+    if pack.manifest.compression is None:
+        raise PackError(f"{path}: is not compressed; use it as it is")
+    destination = Destination(Path(out))
+    destination.check_target(force=force)
+    plain = _plain(pack.manifest)
+    with destination.held():
+        if destination.journal.exists():
+            raise TargetError(
+                f"{destination.partial}: holds an unfinished conversion; finish that one, "
+                "name another target or remove the directory"
+            )
+        destination.discard()  # what a killed run left
+        small_bytes = sum(file.file_bytes for file in plain.files)
+        destination.check_space(pack_bytes=plain.total_bytes + small_bytes, scratch_bytes=0)
+        try:
+            _copy_small_files(pack, destination)
+            _expand_blobs(pack, destination, progress)
+            destination.write_file(MANIFEST_NAME, dump_manifest(plain))
+            destination.commit()
+        except OSError as reason:
+            if is_full(reason):
+                raise DiskFullError(
+                    f"{destination.out.parent}: the disk is full; the plain pack takes "
+                    f"{human_bytes(plain.total_bytes)}; make room and run again"
+                ) from reason
+            raise TargetError(
+                f"{reason.filename or destination.partial}: {reason.strerror}"
+            ) from reason
+    return plain
+
+
+def _plain(manifest: Manifest) -> Manifest:
+    """What the manifest would be without compression."""
+    blobs = []
+    for blob in manifest.blobs:
+        table = _table(blob)
+        blobs.append(
+            replace(
+                blob,
+                file=blob.raw_file,
+                file_bytes=table.raw_bytes,
+                digest=table.raw_digest,
+                frames=None,
+            )
+        )
+    return replace(manifest, compression=None, blobs=tuple(blobs))
+
+
+def _table(blob: Blob) -> FrameTable:
+    assert blob.frames is not None, "validation lets no pack mix plain and compressed blobs"
+    return blob.frames
+
+
+def _copy_small_files(pack: Pack, destination: Destination) -> None:
+    for file in pack.manifest.files:
+        try:
+            data = (pack.path / file.name).read_bytes()
+        except OSError as reason:
+            raise PackError(
+                f"{pack.path / file.name}: cannot be read ({reason.strerror})"
+            ) from reason
+        if bytes_digest(data) != file.digest:
+            raise PackError(
+                f"{pack.path / file.name}: differs from what was written; restore it "
+                "or convert again"
+            )
+        destination.write_file(file.name, data)
+
+
+def _expand_blobs(pack: Pack, destination: Destination, progress: ProgressCallback | None) -> None:
+    reader = raw_reader(pack, open_reader(pack.path / MANIFEST_NAME))
+    try:
+        for_each_file(
+            sorted(pack.manifest.blobs, key=lambda blob: -blob.raw_bytes),
+            lambda blob, report: _expand(pack, blob, destination, reader, report),
+            num_threads=os.cpu_count() or 1,
+            total_bytes=pack.manifest.raw_bytes,
+            progress=progress,
+        )
+    except StreamError as error:
+        raise PackError(str(error)) from error
+    finally:
+        reader.close()
+
+
+def _expand(
+    pack: Pack, blob: Blob, destination: Destination, reader: Reader, report: Report
+) -> None:
+    table, source, digest = _table(blob), pack.blob_path(blob), Digest()
+    # Whole pages: direct reads need them.
+    buffer = memoryview(mmap.mmap(-1, align_up(max(end - begin for begin, end in _cuts(table)))))
+    with open(destination.pack / blob.raw_file, "wb", buffering=0) as file:
+        for begin, end in _cuts(table):
+            reader.read(source, begin, end - begin, buffer)
+            left = buffer[: end - begin]
+            digest.update(left)
+            while left.nbytes:
+                left = left[file.write(left) :]
+            report(end - begin)
+        os.fsync(file.fileno())
+    if digest.text != table.raw_digest:
+        raise PackError(f"{source}: expands to other bytes than were packed; run layerpack verify")
+
+
+def _cuts(table: FrameTable) -> Iterator[tuple[int, int]]:
+    """Ranges of raw bytes that begin and end with frames."""
+    step = max(1, _PIECE_BYTES // table.frame_bytes) * table.frame_bytes
+    yield 0, table.first_bytes
+    for begin in range(table.first_bytes, table.raw_bytes, step):
+        yield begin, min(begin + step, table.raw_bytes)

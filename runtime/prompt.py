@@ -1,0 +1,68 @@
+"""From a prompt to token ids, and how many more may follow them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from layerpack.formats.errors import PromptError
+
+if TYPE_CHECKING:
+    from layerpack.runtime.generate import GenerateOptions
+
+Message = Mapping[str, str]
+"""`{"role": "user", "content": "…"}`, as chat templates take them."""
+
+
+def encode_prompt(
+    tokenizer: Any, prompt: str | Sequence[Message], options: GenerateOptions
+) -> torch.Tensor:
+    """Token ids (1, tokens). Raises PromptError if empty, or if there is no chat template."""
+    if isinstance(prompt, str):
+        if not prompt.strip():
+            raise PromptError("the prompt is empty; give some text with --prompt or on stdin")
+        if options.raw:
+            ids = tokenizer(prompt, return_tensors="pt").input_ids
+            if not ids.shape[1]:
+                raise PromptError("the prompt has no tokens; give some text")
+            return torch.as_tensor(ids)
+        messages: list[Message] = [{"role": "user", "content": prompt}]
+    else:
+        messages = list(prompt)
+        if not messages:
+            raise PromptError("the list of messages is empty")
+    if options.system is not None:
+        messages = [{"role": "system", "content": options.system}, *messages]
+    if not getattr(tokenizer, "chat_template", None):
+        raise PromptError("this model has no chat template; use --raw for plain text")
+    try:
+        encoded = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+    except Exception as error:  # templates are programs of their own and raise what they like
+        line = (str(error).splitlines() or [repr(error)])[0]
+        raise PromptError(f"the model's chat template refused the messages: {line}") from error
+    return torch.as_tensor(encoded["input_ids"])
+
+
+def tokens_left(
+    prompt_tokens: int, max_new_tokens: int, *, limit: int | None, reserved: int | None = None
+) -> int:
+    """How many tokens may follow a prompt: `max_new_tokens`, or fewer at the context's end.
+
+    `limit` is the model's context, `reserved` the tokens that memory was set aside for; None
+    where there is no bound. Raises PromptError if there is room for none.
+    """
+    if limit is not None and prompt_tokens >= limit:
+        raise PromptError(
+            f"the prompt has {prompt_tokens} tokens, the model's context is {limit}; shorten it"
+        )
+    if reserved is not None and prompt_tokens >= reserved:
+        raise PromptError(
+            f"the prompt has {prompt_tokens} tokens, memory was set aside for {reserved}; "
+            "open the model with a larger context (--context)"
+        )
+    bounds = [bound - prompt_tokens for bound in (limit, reserved) if bound is not None]
+    return min([max_new_tokens, *bounds])

@@ -1,0 +1,49 @@
+"""A generation as an iterator of text: it runs in a thread and waits while nobody reads."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+_END = object()
+
+
+def iterate(generate: Callable[[Callable[[str], None]], Any]) -> Iterator[str]:
+    """The pieces that `generate(on_text)` hands to `on_text`, as they come.
+
+    An error of `generate` is raised here. Closing the iterator early (leaving its loop does)
+    stops the generation at its next piece of text and waits for that.
+    """
+    pieces: queue.Queue[Any] = queue.Queue(maxsize=1)
+    stopping = threading.Event()
+    errors: list[BaseException] = []
+
+    def on_text(piece: str) -> None:
+        if stopping.is_set():
+            raise KeyboardInterrupt  # what ends a generation early, in good order
+        pieces.put(piece)
+
+    def work() -> None:
+        try:
+            generate(on_text)
+        except BaseException as error:  # raised again in the reader's thread
+            errors.append(error)
+        finally:
+            pieces.put(_END)
+
+    thread = threading.Thread(target=work, name="layerpack-generate", daemon=True)
+    thread.start()
+    ended = False
+    try:
+        while (piece := pieces.get()) is not _END:
+            yield piece
+        ended = True
+    finally:
+        stopping.set()
+        while not ended:
+            ended = pieces.get() is _END
+        thread.join()
+    if errors:
+        raise errors[0]

@@ -1,0 +1,119 @@
+"""`layerpack bench` as a user meets it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from layerpack.cli import main as cli
+from layerpack.runtime import bench
+
+PackOf = Callable[..., Path]
+QUICK = ("--device", "cpu", "--context", "4", "--passes", "1", "--rows", "host,disk-buffered")
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[object, str, str]]:
+    """Exit code, standard output and standard error of `layerpack bench`."""
+
+    def get(*arguments: str | Path) -> tuple[object, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["bench", *map(str, arguments)])
+        said = capsys.readouterr()
+        return ended.value.code or 0, said.out, said.err
+
+    return get
+
+
+Run = Callable[..., tuple[object, str, str]]
+
+
+def test_table_and_picture(run: Run, pack_of: PackOf, tmp_path: Path) -> None:
+    code, out, err = run(pack_of("llama"), *QUICK, "--plot", tmp_path / "x.png")
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()[2:5]] == ["row", "host", "disk-buffered"]
+    assert err.splitlines()[0].startswith("[host: ")
+    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_json(run: Run, pack_of: PackOf) -> None:
+    code, out, _ = run(pack_of("llama"), *QUICK, "--json")
+    assert code == 0
+    report = json.loads(out)
+    assert set(report) == {
+        "benchmark",
+        "machine",
+        "pack",
+        "num_layers",
+        "context_tokens",
+        "link_gb_s",
+        "disk_gb_s",
+        "rows",
+        "left_out",
+        "interrupted",
+    }
+    assert report["context_tokens"] == 4 and report["link_gb_s"] is None
+    host, disk = report["rows"]
+    assert (
+        set(host)
+        == set(disk)
+        == {
+            "name",
+            "switches",
+            "document",
+            "median_s",
+            "min_s",
+            "max_s",
+            "passes",
+            "moved_bytes",
+            "link_bytes",
+            "disk_bytes",
+            "timed_layers",
+            "note",
+            "gb_s",
+            "limit_s",
+            "ratio",
+        }
+    )
+    assert host["ratio"] is None
+    assert disk["ratio"] == pytest.approx(disk["median_s"] / disk["limit_s"])
+    assert disk["limit_s"] == pytest.approx(disk["disk_bytes"] / 1e9 / report["disk_gb_s"])
+
+
+def test_usage_errors(run: Run, pack_of: PackOf, tmp_path: Path) -> None:
+    code, _, err = run(pack_of("llama"), "--rows", "host,hots")
+    assert code == 2 and "no row hots; there are bf16-eager, " in err
+    code, _, err = run(pack_of("llama"), "--plot", tmp_path / "nowhere" / "x.png")
+    assert code == 2 and "no such directory" in err
+
+
+def test_no_pack_is_one_line(run: Run, tmp_path: Path) -> None:
+    code, out, err = run(tmp_path, *QUICK)
+    assert (code, out) == (1, "")
+    assert err.startswith(f"layerpack: error: {tmp_path}: no layerpack.json in it")
+
+
+def test_without_matplotlib_the_extra_is_named(
+    run: Run, pack_of: PackOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    code, out, err = run(pack_of("llama"), *QUICK, "--plot", tmp_path / "x.png")
+    assert (code, out) == (1, "")
+    assert "pip install layerpack[plot]" in err
+
+
+def test_ctrl_c_prints_what_is_done(
+    run: Run, pack_of: PackOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bench, "evict", stop)  # first called in the second row
+    code, out, _ = run(pack_of("llama"), *QUICK)
+    assert code == 130
+    assert [line.split()[0] for line in out.splitlines()[2:4]] == ["row", "host"]
+    assert out.endswith("interrupted; later rows were not measured\n")

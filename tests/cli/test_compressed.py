@@ -1,0 +1,104 @@
+"""The commands on a compressed pack: what they show, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from packs import compressed
+
+from layerpack.cli import main as cli
+from layerpack.convert import ConvertOptions, convert
+from layerpack.convert.unfinished import read_unfinished
+
+ZSTD = ConvertOptions(zstd_level=1)
+Run = Callable[..., tuple[object, str, str]]
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str]) -> Run:
+    """Exit code, standard output, the last line of standard error."""
+
+    def get(*arguments: object) -> tuple[object, str, str]:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main([str(argument) for argument in arguments])
+        out, err = capfd.readouterr()
+        return ended.value.code or 0, out, (err.strip().splitlines() or [""])[-1]
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def source(checkpoint_of: Callable[..., Path]) -> Path:
+    return checkpoint_of("llama")
+
+
+@pytest.fixture(scope="module")
+def pack(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("compressed") / "packed"
+    with compressed(16384):
+        convert(str(source), out, ZSTD)
+    return out
+
+
+def test_inspect_shows_the_ratio(run: Run, pack: Path) -> None:
+    found = json.loads(run("inspect", pack, "--json")[1])
+    how, blobs = found["compression"], found["blobs"]
+    assert found["total_bytes"] == sum((pack / blob["file"]).stat().st_size for blob in blobs)
+    assert how["raw_bytes"] == sum(blob["raw_size_bytes"] for blob in blobs)
+    assert how["ratio"] == found["total_bytes"] / how["raw_bytes"] < 1
+    assert found["pass"]["disk_bytes"] < found["pass"]["total_bytes"]
+    code, out, _ = run("inspect", pack)
+    assert not code and f" at level 1: {how['ratio']:.3f} of " in out
+    assert "layers 0-2" in out and out.endswith(", decompressing not counted\n")
+
+
+def test_inspect_of_an_unfinished_one_counts_what_is_done(
+    run: Run, source: Path, tmp_path: Path
+) -> None:
+    class StopError(Exception):
+        pass
+
+    def stop(done_bytes: int, total_bytes: int) -> None:
+        if done_bytes > 0.7 * total_bytes:
+            raise StopError
+
+    with compressed(16384), pytest.raises(StopError):
+        convert(str(source), tmp_path / "out", ZSTD, stop)
+    (partial,) = tmp_path.iterdir()
+    work = read_unfinished(partial)
+    assert set(work.done) == {file.name for file in (partial / "pack").glob("*.zst")} != set()
+    assert 0 < work.done_bytes < work.total_bytes
+    assert f"{len(work.done)} of 5 blobs" in run("inspect", tmp_path / "out")[1]
+
+
+def test_plan_says_whether_it_pays(run: Run, pack: Path) -> None:
+    gpu = ("--assume-vram", "7GB", "--assume-link", 13, "--assume-ram", "16GB")
+    disk = ("--vram-layers", 0, "--host-layers", 0)
+    code, out, _ = run("plan", pack, *gpu, *disk, "--assume-disk", 0.0001)
+    assert not code and out.count("compression pays") == 1
+    found = json.loads(run("plan", pack, *gpu, *disk, "--assume-disk", 1000, "--json")[1])
+    how = found["compression"]
+    assert how["decode_gb_s"] > 0 and not how["pays"]
+    assert found["disk_bytes"] == how["stored_bytes"] < how["raw_bytes"] == found["streamed_bytes"]
+    assert found["pass_s"] == how["decode_s"] > how["unpacked_pass_s"]
+
+
+@pytest.mark.parametrize("command", [("inspect", "--stats"), ("bench", "--device", "cpu")])
+def test_what_needs_the_plain_pack_says_so(run: Run, pack: Path, command: tuple[str, ...]) -> None:
+    code, _, err = run(command[0], pack, *command[1:])
+    assert code == 1
+    assert "packed: is compressed, " in err and "run `layerpack unpack` first" in err
+
+
+def test_generate_says_what_the_plain_pack_says(
+    run: Run, source: Path, pack: Path, tmp_path: Path
+) -> None:
+    convert(str(source), tmp_path / "plain")
+    words = ("--prompt", "hello", "--max-new-tokens", 8, "--device", "cpu", "--verify")
+    code, plain, _ = run("generate", tmp_path / "plain", *words)
+    assert not code and plain.strip()
+    assert run("generate", pack, *words)[:2] == (0, plain)

@@ -1,0 +1,270 @@
+"""`layerpack generate` from end to end on tiny packs: what goes where, and how it ends."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from layerpack.cli import generate_run
+from layerpack.cli import main as cli
+from layerpack.convert.api import convert
+
+PackOf = Callable[..., Path]
+CheckpointOf = Callable[..., Path]
+PROMPT = "hello there"
+SUMMARY = re.compile(
+    r"\[\d+ tokens in \d+\.\d s; \d+ passes of \d+\.\d{3} s; .* streamed a pass, .* in all\]\n"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Done]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """`run("generate", …)`: the command, in this process."""
+
+    def call(*arguments: object) -> Done:
+        with pytest.raises(SystemExit) as ended:
+            cli.main([str(argument) for argument in arguments])
+        text = capsys.readouterr()
+        assert isinstance(ended.value.code, int)
+        return Done(code=ended.value.code, out=text.out, err=text.err)
+
+    return call
+
+
+@pytest.fixture
+def generate(run: Run, pack_of: PackOf) -> Run:
+    """`generate(…)` with the tiny llama, 12 tokens unless said otherwise."""
+
+    def call(*arguments: object, pack: Path | None = None) -> Done:
+        given = ["--max-new-tokens", 12] if "--max-new-tokens" not in arguments else []
+        return run("generate", pack or pack_of("llama"), "--device", "cpu", *given, *arguments)
+
+    return call
+
+
+def test_text_goes_to_stdout_and_the_summary_to_stderr(generate: Run) -> None:
+    done = generate("--prompt", PROMPT)
+    assert done.code == 0
+    assert done.out.endswith("\n") and len(done.out) > 1 and "tokens in" not in done.out
+    assert SUMMARY.fullmatch(done.err), done.err
+    assert done.err.startswith("[12 tokens in ")
+    assert "; 12 passes of " in done.err
+
+
+def test_a_prompt_from_an_option_a_file_or_stdin(
+    generate: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    expected = generate("--prompt", PROMPT).out
+    (tmp_path / "prompt.txt").write_text(PROMPT)
+    assert generate("--prompt-file", tmp_path / "prompt.txt").out == expected
+    monkeypatch.setattr("sys.stdin", io.StringIO(PROMPT))
+    assert generate().out == expected
+
+
+def test_raw_and_system_change_what_is_sent(generate: Run) -> None:
+    texts = {
+        generate("--prompt", PROMPT, *more).out
+        for more in ([], ["--raw"], ["--system", "You are brief."])
+    }
+    assert len(texts) == 3
+
+
+def test_usage_errors_end_with_2(generate: Run, tmp_path: Path) -> None:
+    (tmp_path / "prompt.txt").write_bytes(b"\xff\xfe\xff")
+    for arguments, said in (
+        (["--prompt", "a", "--prompt-file", "b"], "not both"),
+        (["--prompt-file", tmp_path / "nowhere"], "cannot be read"),
+        (["--prompt-file", tmp_path / "prompt.txt"], "cannot be read"),
+        (["--prompt", "a", "--draft", "x", "--prompt-lookup", "3"], "not both"),
+        (["--prompt", "a", "--temperature", "-1"], "--temperature"),
+        (["--prompt", "a", "--top-p", "0"], "--top-p"),
+        (["--prompt", "a", "--max-new-tokens", "0"], "--max-new-tokens"),
+        (["--prompt", "a", "--vram", "much"], "is not a size"),
+        (["--prompt", "a", "--slots", "1"], "--slots"),
+    ):
+        done = generate(*arguments)
+        assert done.code == 2, arguments
+        assert "Error: " in done.err and said in done.err, done.err
+        assert done.out == ""
+
+
+def test_no_prompt_at_all(generate: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr("sys.stdin", Terminal())
+    done = generate()
+    assert done.code == 2 and "no prompt; give --prompt TEXT" in done.err
+
+
+@pytest.mark.parametrize("prompt", ["", " \n\t"])
+def test_an_empty_prompt(generate: Run, prompt: str) -> None:
+    assert_refused(generate("--prompt", prompt), r"the prompt is empty; give some text")
+
+
+def test_a_prompt_longer_than_the_context(generate: Run) -> None:
+    assert_refused(
+        generate("--prompt", "a" * 300, "--raw"),
+        r"the prompt has 300 tokens, the model's context is 256; shorten it",
+    )
+    assert_refused(
+        generate("--prompt", "a" * 30, "--raw", "--context", 30),
+        r"the prompt has 30 tokens, memory was set aside for 30; .*\(--context\)",
+    )
+
+
+def test_generation_ends_at_the_end_of_the_context(generate: Run) -> None:
+    done = generate("--prompt", "a" * 250, "--raw", "--max-new-tokens", 100)
+    assert done.code == 0 and done.err.startswith("[6 tokens in ")
+
+
+def test_no_chat_template(generate: Run, pack_of: PackOf, tmp_path: Path) -> None:
+    pack = Path(shutil.copytree(pack_of("llama"), tmp_path / "pack"))
+    (pack / "chat_template.jinja").unlink()
+    assert_refused(
+        generate("--prompt", PROMPT, pack=pack), r"this model has no chat template; use --raw"
+    )
+    assert generate("--prompt", PROMPT, "--raw", pack=pack).code == 0
+
+
+def test_sampling_is_repeatable(generate: Run) -> None:
+    def text(*arguments: object) -> str:
+        return generate("--prompt", PROMPT, "--temperature", 1.5, *arguments).out
+
+    assert text("--seed", 1) == text("--seed", 1) != text("--seed", 2)
+    greedy = generate("--prompt", PROMPT).out
+    assert text("--seed", 1) != greedy
+    # One token to choose from, or one that alone reaches the share asked for.
+    assert text("--seed", 1, "--top-k", 1) == text("--seed", 2, "--top-p", 1e-6) == greedy
+
+
+def test_proposed_tokens_are_in_the_summary(generate: Run, pack_of: PackOf) -> None:
+    plain = generate("--prompt", PROMPT)
+    drafted = generate("--prompt", PROMPT, "--draft", pack_of("llama"), "--draft-tokens", 10, "-v")
+    assert drafted.out == plain.out
+    assert "s opening: draft " in drafted.err
+    assert (
+        "[12 tokens in " in drafted.err
+        and "; 2 passes of " in drafted.err
+        and "; 6.0 tokens a pass, 10 of 10 proposed ones accepted (100%); " in drafted.err
+    ), drafted.err
+    fast = generate("--prompt", PROMPT, "--draft", pack_of("llama"), "--fast")
+    assert fast.code == 0 and "proposed" in fast.err
+    assert generate("--prompt", PROMPT, "--prompt-lookup", 4).out == plain.out
+
+
+def test_verbose_says_where_the_time_went(generate: Run) -> None:
+    *plan, setup, _ = generate("--prompt", PROMPT, "-v").err.splitlines()
+    assert any(line.startswith("device ") for line in plan)
+    assert re.fullmatch(r"\[set-up: .* imports and tokenizer; .* opening: plan .*\]", setup)
+
+
+def test_packs_that_cannot_be_opened(generate: Run, pack_of: PackOf, tmp_path: Path) -> None:
+    def damaged(name: str, damage: Callable[[Path], object]) -> Path:
+        pack = Path(shutil.copytree(pack_of("llama"), tmp_path / name))
+        damage(pack)
+        return pack
+
+    (tmp_path / "empty").mkdir()
+    layer = "layer-001.safetensors"
+    for pack, said in (
+        (tmp_path / "nowhere", "no such directory"),
+        (tmp_path / "empty", "not a pack"),
+        (damaged("manifest", lambda p: (p / "layerpack.json").write_text("{")), "layerpack.json"),
+        (damaged("missing", lambda p: (p / layer).unlink()), layer),
+        (damaged("short", lambda p: os.truncate(p / layer, 5000)), layer),
+        (damaged("config", lambda p: (p / "config.json").write_text("[]")), "config.json"),
+        (damaged("tokens", lambda p: (p / "tokenizer.json").write_text("{}")), "no tokenizer"),
+    ):
+        assert_refused(generate("--prompt", PROMPT, pack=pack), f".*{re.escape(said)}")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_a_device_that_is_not_there(run: Run, pack_of: PackOf) -> None:
+    for device, said in (
+        ("cuda", "no device cuda: this machine has 0 CUDA devices"),
+        ("cuda:7", "no device cuda:7"),
+        ("tpu", "device 'tpu' is not known"),
+        ("meta", "device 'meta' is not supported"),
+    ):
+        done = run("generate", pack_of("llama"), "--prompt", PROMPT, "--device", device)
+        assert_refused(done, re.escape(said))
+
+
+def test_with_hardly_any_memory_layers_come_from_disk(generate: Run) -> None:
+    plain, streamed = generate("--prompt", PROMPT), generate("--prompt", PROMPT, "--ram", "1K")
+    assert streamed.out == plain.out
+    assert "; 0 B streamed a pass, 0 B in all]" in plain.err
+    assert re.search(r"; \d+\.\d kB streamed a pass, \d+\.\d MB in all\]", streamed.err)
+
+
+def test_ctrl_c_in_the_middle_keeps_what_there_is(
+    generate: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pieces: list[str] = []
+
+    def interrupt(piece: str) -> None:
+        pieces.append(piece)
+        print_piece(piece)
+        if len(pieces) == 3:
+            signal.raise_signal(signal.SIGINT)
+
+    print_piece = generate_run._print_piece
+    monkeypatch.setattr(generate_run, "_print_piece", interrupt)
+    done = generate("--prompt", PROMPT, "--max-new-tokens", 100)
+    assert done.code == 130
+    assert done.out == "".join(pieces) + "\n"
+    assert done.err.endswith("; interrupted]\n") and "Traceback" not in done.err
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="looks at a process in /proc")
+@pytest.mark.parametrize("when", ["loading", "generating"])
+def test_ctrl_c_from_a_terminal(checkpoint_of: CheckpointOf, tmp_path: Path, when: str) -> None:
+    endless = checkpoint_of("llama", max_position_embeddings=1 << 20, eos_token_id=None)
+    convert(str(endless), tmp_path / "pack")
+    command = [sys.executable, "-m", "layerpack.cli.main", "generate", str(tmp_path / "pack")]
+    command += ["--prompt", PROMPT, "--device", "cpu", "--max-new-tokens", "500000"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        if when == "loading":
+            while "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text():
+                time.sleep(0.02)
+        else:
+            process.stdout.read(1)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"Traceback" not in err
+    assert (b"layerpack: interrupted" if when == "loading" else b"; interrupted]") in err
+
+
+def assert_refused(done: Done, pattern: str) -> None:
+    """Exit code 1 and one line that matches."""
+    assert done.code == 1, done
+    assert done.out == ""
+    assert re.fullmatch(f"layerpack: error: {pattern}.*\n", done.err), done.err

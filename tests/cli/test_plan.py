@@ -1,0 +1,99 @@
+"""`layerpack plan`: what it prints, and what it leaves alone."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from layerpack.cli.plan_cmd import plan
+from layerpack.formats.errors import CapacityError
+
+PackOf = Callable[..., Path]
+LAPTOP = ["--assume-vram", "7500MB", "--assume-link", "13", "--assume-disk", "6"]
+LAPTOP += ["--assume-ram", "16GB"]
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(plan, [str(word) for word in arguments], catch_exceptions=False)
+
+
+def facts(*arguments: object) -> dict[str, object]:
+    parsed: dict[str, object] = json.loads(run(*arguments, "--json").output)
+    return parsed
+
+
+def test_a_plan_for_an_assumed_machine_touches_neither_gpu_nor_disk(
+    pack_of: PackOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("measured")
+
+    monkeypatch.setattr("layerpack.runtime.assumed.probe_machine", refuse)
+    result = run(pack_of("llama"), *LAPTOP, "--vram-layers", 2, "--host-layers", 1, "--layers")
+    assert result.exit_code == 0
+    for line in (
+        "VRAM         7.5 GB may be used",
+        "  VRAM           2    79.6 kB   layer 1; lm_head part 0",
+        "computed, not measured: VRAM, memory, link, disk as assumed",
+    ):
+        assert line in result.output, result.output
+    assert "  layer 2      41.2 kB  " in result.output
+
+
+def test_json_has_every_layer_and_adds_up(pack_of: PackOf) -> None:
+    found = facts(pack_of("llama"), *LAPTOP, "--host-layers", 0, "--vram-layers", 1)
+    vram, layers = found["vram"], found["layers"]
+    assert isinstance(vram, dict) and isinstance(layers, list)
+    assert sum(size for name, size in vram.items() if name != "total") == vram["total"]
+    assert [layer["tier"] for layer in layers] == ["disk", "disk", "vram", "disk"]
+    streamed = sum(layer["bytes"] for layer in layers if layer["tier"] == "disk")
+    assert found["streamed_bytes"] == found["disk_bytes"] == streamed
+    assert found["pass_s"] == pytest.approx(streamed / 6e9)
+    assert found["assumed"] == ["VRAM", "memory", "link", "disk"]
+
+
+def test_more_context_takes_more_vram(pack_of: PackOf) -> None:
+    caches = []
+    for context in (100, 1000):
+        vram = facts(pack_of("llama"), *LAPTOP, "--context", context)["vram"]
+        assert isinstance(vram, dict)
+        caches.append(vram["kv_cache"])
+    assert caches[1] == 10 * caches[0] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--assume-vram", "1MB", "--assume-link", "13"], "1.0 MB of VRAM are .* too few"),
+        ([*LAPTOP, "--vram", "1MB"], "1.0 MB of VRAM are .* too few"),
+        ([*LAPTOP, "--vram", "7MB", "--vram-layers", "4"], "4 layers take .* VRAM are left"),
+        ([*LAPTOP, "--ram", "1kB", "--vram-layers", "0", "--host-layers", "2"], "2 layers take"),
+        ([*LAPTOP, "--device", "cpu"], "leave out --device cpu"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_figures(
+    pack_of: PackOf, arguments: list[str], words: str
+) -> None:
+    with pytest.raises(CapacityError, match=words):
+        run(pack_of("llama"), *arguments)
+
+
+def test_neither_transformers_nor_bitsandbytes_is_imported(pack_of: PackOf) -> None:
+    code = (
+        "import sys\nfrom layerpack.cli.main import main\n"
+        f"try: main(['plan', {str(pack_of('llama'))!r}, '--device', 'cpu'])\n"
+        "except SystemExit as end: assert not end.code, end.code\n"
+        "heavy = {'transformers', 'bitsandbytes', 'huggingface_hub'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("device       cpu\n")

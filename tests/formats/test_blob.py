@@ -1,0 +1,102 @@
+"""The blob writer: whole files under their name, or none."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import load_file
+
+from layerpack.formats.blob import BlobWriter
+from layerpack.formats.digest import file_digest, is_digest
+from layerpack.formats.header import read_header
+from layerpack.formats.layout import BlobLayout, PlainSpec, layout_blob
+
+DATA = {"a": bytes(range(120)), "empty": b"", "b": b"xyz"}
+SPECS = [
+    PlainSpec(name="a", dtype="I32", shape=(5, 6)),
+    PlainSpec(name="empty", dtype="F32", shape=(0, 3)),
+    PlainSpec(name="b", dtype="U8", shape=(3,)),
+]
+
+
+@pytest.fixture
+def layout() -> BlobLayout:
+    return layout_blob(SPECS)
+
+
+def test_what_is_written_is_there_with_its_digest(layout: BlobLayout, tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    with BlobWriter(path, layout) as writer:
+        for name, data in DATA.items():
+            writer.write(name, data)
+            assert not path.exists()
+    assert [file.name for file in tmp_path.iterdir()] == ["x.safetensors"]
+    assert is_digest(writer.digest) and writer.digest == file_digest(path)
+    assert read_header(path) == layout.tensors
+    loaded = load_file(path)
+    assert {name: array.tobytes() for name, array in loaded.items()} == DATA
+
+
+@settings(max_examples=50, deadline=None)
+@given(cuts=st.sets(st.integers(0, 120), max_size=6))
+def test_pieces_make_the_same_bytes(
+    cuts: set[int], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "pieces.safetensors"
+    edges = [0, *sorted(cuts), 120]
+    with BlobWriter(path, layout_blob(SPECS)) as writer:
+        for begin, end in itertools.pairwise(edges):
+            writer.write("a", bytearray(DATA["a"][begin:end]))
+        writer.write("b", memoryview(DATA["b"]))
+    raw = path.read_bytes()
+    assert raw[4096:] == DATA["a"] + DATA["b"]
+    assert writer.digest == file_digest(path)
+
+
+@pytest.mark.parametrize(
+    "writes",
+    [
+        [],
+        [("a", DATA["a"])],
+        [("a", DATA["a"][:-1]), ("b", b"xyz")],
+        [("a", DATA["a"]), ("a", b"x")],
+        [("a", DATA["a"] + b"x")],
+        [("b", b"xyz"), ("a", DATA["a"])],
+        [("c", b"xyz")],
+    ],
+)
+def test_too_little_too_much_or_another_order_leaves_nothing(
+    writes: list[tuple[str, bytes]], layout: BlobLayout, tmp_path: Path
+) -> None:
+    with (
+        pytest.raises(ValueError, match="bytes"),
+        BlobWriter(tmp_path / "x.safetensors", layout) as writer,
+    ):
+        for name, data in writes:
+            writer.write(name, data)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_error_inside_leaves_what_stood_there(layout: BlobLayout, tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_text("before")
+    with pytest.raises(KeyboardInterrupt), BlobWriter(path, layout) as writer:
+        writer.write("a", DATA["a"])
+        raise KeyboardInterrupt
+    assert path.read_text() == "before" and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_passes_through(layout: BlobLayout, tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    os.symlink("/dev/full", tmp_path / "x.safetensors.partial")
+    with pytest.raises(OSError, match="No space left") as caught, BlobWriter(path, layout):
+        pass
+    assert caught.value.errno == errno.ENOSPC
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,80 @@
+"""Text as it comes: whole characters only, to a callback or through an iterator."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import save_tokenizer
+
+from layerpack.formats.errors import PromptError
+from layerpack.runtime import GenerateOptions, Model, OpenOptions
+from layerpack.runtime.model import load_tokenizer
+from layerpack.runtime.text_sink import TextSink
+from layerpack.runtime.text_stream import iterate
+
+PackOf = Callable[..., Path]
+TEXT = "naïve 😀 — «déjà vu» 漢字 👩‍🚀!"
+
+
+def fed(path: Path, ids: list[int], run_length: int) -> tuple[list[str], TextSink]:
+    pieces: list[str] = []
+    sink = TextSink(load_tokenizer(path), pieces.append)
+    sink.put(torch.tensor([[1, 2, 3]]))
+    for first in range(0, len(ids), run_length):
+        sink.put(torch.tensor(ids[first : first + run_length]))
+    sink.end()
+    return pieces, sink
+
+
+@pytest.mark.parametrize("run_length", [1, 2, 5])
+def test_a_character_split_over_tokens_comes_whole(tmp_path: Path, run_length: int) -> None:
+    save_tokenizer(tmp_path)
+    ids = load_tokenizer(tmp_path)(TEXT).input_ids
+    assert len(ids) == len(TEXT.encode())  # a token a byte
+    pieces, sink = fed(tmp_path, ids, run_length)
+    assert "".join(pieces) == sink.text == TEXT
+    assert not [piece for piece in pieces if "\ufffd" in piece or not piece]
+    assert sink.token_ids == ids
+
+
+def test_half_a_character_at_the_end_is_left_out(tmp_path: Path) -> None:
+    save_tokenizer(tmp_path)
+    ids = load_tokenizer(tmp_path)("so 😀").input_ids[:-1]
+    pieces, sink = fed(tmp_path, ids, 1)
+    assert "".join(pieces) == sink.text == "so "
+    assert sink.token_ids == ids
+
+
+def test_streaming_gives_the_text(pack_of: PackOf) -> None:
+    wanted = GenerateOptions(max_new_tokens=20)
+    with Model.open(pack_of("llama"), OpenOptions(device="cpu")) as model:
+        whole = model.generate("hello", wanted).text
+        assert "".join(model.stream("hello", wanted)) == whole
+        pieces = model.stream("hello", GenerateOptions(max_new_tokens=200))
+        assert next(pieces)
+        pieces.close()  # type: ignore[attr-defined]
+        assert not [t for t in threading.enumerate() if t.name == "layerpack-generate"]
+        with pytest.raises(PromptError, match="empty"):
+            list(model.stream(""))
+        assert model.generate("hello", wanted).text == whole
+
+
+def test_an_iterator_left_early_stops_its_thread() -> None:
+    given: list[str] = []
+
+    def endless(on_text: Callable[[str], None]) -> None:
+        while True:
+            given.append("a")
+            on_text("a")
+
+    for number, piece in enumerate(iterate(endless)):
+        assert piece == "a"
+        if number == 2:
+            break
+    assert not [t for t in threading.enumerate() if t.name == "layerpack-generate"]
+    # Two more than were read at most: one in the queue, one whose writer waited for it.
+    assert 3 <= len(given) <= 6
