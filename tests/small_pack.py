@@ -21,27 +21,36 @@ from layerpack.formats.manifest import (
 )
 from layerpack.formats.manifest_json import dump_manifest
 
-_HIDDEN, _VOCABULARY = 48, 21
+_VOCABULARY = 21
 
 
 def write_small_pack(
-    path: Path, *, num_layers: int = 2, double_quant: bool = True, tied: bool = False
+    path: Path,
+    *,
+    num_layers: int = 2,
+    double_quant: bool = True,
+    tied: bool = False,
+    hidden: int = 48,
+    inner: int = 72,
 ) -> Manifest:
-    """Write blobs and manifest (no config, no tokenizer) into `path`, which is made."""
+    """Write blobs and manifest (no config, no tokenizer) into `path`, which is made.
+
+    The NF4 weights of a layer are (inner, hidden) and (hidden, inner).
+    """
     path.mkdir(parents=True, exist_ok=True)
-    embedding = PlainSpec(name="model.embed.weight", dtype="BF16", shape=(_VOCABULARY, _HIDDEN))
-    norm = PlainSpec(name="model.norm.weight", dtype="BF16", shape=(_HIDDEN,))
-    head = PlainSpec(name="lm_head.weight", dtype="BF16", shape=(_VOCABULARY, _HIDDEN))
+    embedding = PlainSpec(name="model.embed.weight", dtype="BF16", shape=(_VOCABULARY, hidden))
+    norm = PlainSpec(name="model.norm.weight", dtype="BF16", shape=(hidden,))
+    head = PlainSpec(name="lm_head.weight", dtype="BF16", shape=(_VOCABULARY, hidden))
     blobs = [_write(path / "embed.safetensors", [embedding], Role.EMBEDDING, None)]
     for index in range(num_layers):
         prefix = f"model.layers.{index}."
         specs: list[PlainSpec | Nf4Spec] = [
-            PlainSpec(name=prefix + "norm.weight", dtype="BF16", shape=(_HIDDEN,)),
+            PlainSpec(name=prefix + "norm.weight", dtype="BF16", shape=(hidden,)),
             PlainSpec(name=prefix + "steps", dtype="I64", shape=()),
         ]
         specs += [
             Nf4Spec(name=prefix + name, shape=shape, block_size=64, double_quant=double_quant)
-            for name, shape in (("up.weight", (72, _HIDDEN)), ("down.weight", (_HIDDEN, 72)))
+            for name, shape in (("up.weight", (inner, hidden)), ("down.weight", (hidden, inner)))
         ]
         blobs.append(_write(path / f"layer-{index:03d}.safetensors", specs, Role.LAYER, index))
     last = [norm] if tied else [head, norm]

@@ -40,6 +40,12 @@ def test_other_kinds_open(options: dict[str, bool], tmp_path: Path) -> None:
     assert Pack.open(tmp_path / "pack").manifest == manifest
 
 
+def test_constants_may_lie_at_odd_places(tmp_path: Path) -> None:
+    odd = write_small_pack(tmp_path / "odd", hidden=45, inner=1)
+    assert any(entry.dtype == "F32" and entry.offset_bytes % 4 for entry in odd.layers[0].tensors)
+    assert Pack.open(tmp_path / "odd").manifest == odd
+
+
 def test_blobs_may_be_links(path: Path, tmp_path: Path) -> None:
     shutil.move(path / BLOB, tmp_path / "elsewhere")
     os.symlink(tmp_path / "elsewhere", path / BLOB)
