@@ -7,7 +7,6 @@ layers of a model usually share one layout, so there are as many sets of views a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -179,8 +178,3 @@ def _state_signature(state: nf4.Nf4State | None) -> tuple[Any, ...] | None:
     if state is None:
         return None
     return (state.shape, state.block_size, state.dtype, state.double_quant)
-
-
-def missing_parameters(module: nn.Module) -> Iterable[str]:
-    """Names of parameters that are still on the meta device."""
-    return (name for name, parameter in module.named_parameters() if parameter.is_meta)
