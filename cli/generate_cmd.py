@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import click
 
 from layerpack.cli.memory_options import memory_options
+from layerpack.cli.quick_imports import collector_paused
 
 
 def read_prompt(prompt: str | None, prompt_file: str | None) -> str:
@@ -91,6 +93,8 @@ def generate(pack: str, prompt: str | None, prompt_file: str | None, **options: 
     if options["draft"] is not None and options["prompt_lookup"] is not None:
         raise click.UsageError("give --draft or --prompt-lookup, not both")
     text = read_prompt(prompt, prompt_file)
-    from layerpack.cli.generate_run import run  # after the usage is known to be right: it is slow
+    with contextlib.ExitStack() as starting:
+        starting.enter_context(collector_paused())
+        from layerpack.cli.generate_run import run  # after the usage is known to be right: slow
 
-    raise SystemExit(run(Path(pack), text, options))
+        raise SystemExit(run(Path(pack), text, options, on_open=starting.close))

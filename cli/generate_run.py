@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,8 @@ from layerpack.runtime.trace import NO_TRACE, Trace
 INTERRUPTED = 130
 
 
-def run(path: Path, prompt: str, options: dict[str, Any]) -> int:
-    """Generate and print; the exit code. Raises LayerpackError."""
+def run(path: Path, prompt: str, options: dict[str, Any], *, on_open: Callable[[], object]) -> int:
+    """Generate and print; the exit code. `on_open()` when all is set up. Raises LayerpackError."""
     if not prompt.strip():
         raise PromptError("the prompt is empty; give some text with --prompt or on standard input")
     if options["verify"]:
@@ -66,6 +67,7 @@ def run(path: Path, prompt: str, options: dict[str, Any]) -> int:
     started_s = time.perf_counter()
     with Model.open(path, opening, trace=trace) as model:
         model.tokenizer = tokenizer
+        on_open()
         if options["verbose"]:
             click.echo(plan_text(model.plan, model.machine), err=True)
             click.echo(describe_setup(model, started_s - options["began_s"]), err=True)

@@ -9,6 +9,7 @@ import sys
 
 import click
 
+from layerpack.cli.quick_imports import leave_to_the_system
 from layerpack.formats.errors import LayerpackError
 
 _COMMANDS = {
@@ -79,6 +80,9 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         click.echo(f"layerpack: error: {_one_line(error)}", err=True)
         sys.exit(FAILED)
+    finally:
+        if arguments is None:  # called by a program, it goes on
+            leave_to_the_system()
 
 
 def _one_line(error: Exception) -> str:

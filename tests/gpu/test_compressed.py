@@ -58,10 +58,12 @@ def test_closing_leaves_no_memory_behind(
 ) -> None:
     with compressed(32768):
         convert(str(checkpoint_of("llama")), tmp_path / "packed", ConvertOptions(zstd_level=1))
-    before = torch.cuda.memory_allocated()
+    opening = OpenOptions(device="cuda", limits=WAYS["all three"], context_tokens=64)
+    allocated = []
     for _ in range(10):
-        opening = OpenOptions(device="cuda", limits=WAYS["all three"], context_tokens=64)
         with Model.open(tmp_path / "packed", opening) as model, torch.no_grad():
             model.network(IDS.cuda())
         del model
-    assert torch.cuda.memory_allocated() <= before + (1 << 20)
+        allocated.append(torch.cuda.memory_allocated())
+    # The first one of a process gets cuBLAS its workspace, which stays.
+    assert allocated[-1] == allocated[0]
