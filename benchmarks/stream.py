@@ -20,7 +20,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +40,14 @@ from startup import measure_startup
 from layerpack.cli.sizes import parse_size
 from layerpack.formats.pack import Pack
 from layerpack.formats.units import GIB
+from layerpack.runtime.draft import DRAFT_TOKENS
+from layerpack.runtime.exact import token_by_token
+from layerpack.runtime.generate import GenerateOptions
 from layerpack.runtime.model import Model, OpenOptions
 from layerpack.runtime.plan import Limits, Tier
 from layerpack.runtime.slices import pass_slices
+
+_DECODED = 24
 
 
 class Run:
@@ -144,6 +149,31 @@ def many(run: Run) -> None:
             run.note(f"{what} over 1", round(statistics.median(times_s) / run.one_s, 4))
 
 
+def exact(run: Run) -> None:
+    """A pass that checks 16 proposed tokens: all at once, and with plain decoding's arithmetic."""
+    tokens = 1 + DRAFT_TOKENS
+    with run.opened(run.in_host()) as model:
+        for what, checking in (
+            ("at once", nullcontext()),
+            ("exactly", token_by_token(model.network, run.pack.manifest.model.layers_path)),
+        ):
+            with checking:
+                times_s = run.time(model, tokens=tokens)
+            run.note(f"{tokens} tokens checked {what}", summary(times_s))
+
+
+def decode(run: Run) -> None:
+    """`generate` as users call it: a cache that grows, a tokenizer, a stream of text."""
+    options = GenerateOptions(raw=True, max_new_tokens=_DECODED)
+    with run.opened(run.in_host()) as model:
+        done = model.generate("a b " * (run.context // 4), options)
+    pass_s = (done.seconds - done.first_pass_s) / max(1, done.passes - 1)
+    run.note("generate", {"prompt tokens": done.prompt_tokens, "tokens": len(done.token_ids)})
+    limit_s = run.total_bytes / 1e9 / run.link_gb_s
+    run.note("generate, seconds per token after the first", round(pass_s, 4))
+    run.note("generate over limit", round(pass_s / limit_s, 4))
+
+
 def growth(run: Run) -> None:
     """What grew over a hundred passes."""
     with run.opened(run.in_host()) as model:
@@ -216,6 +246,8 @@ STEPS: dict[str, Callable[[Run], None]] = {
     "link": link,
     "host": host,
     "many": many,
+    "exact": exact,
+    "decode": decode,
     "growth": growth,
     "filled": filled,
     "4gib": four_gib,

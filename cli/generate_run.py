@@ -16,12 +16,14 @@ from layerpack.formats.units import human_bytes
 from layerpack.formats.verify import require_intact
 from layerpack.runtime.chrome_trace import write_chrome_trace
 from layerpack.runtime.generate import GenerateOptions, Generation
+from layerpack.runtime.machine import pick_device
 from layerpack.runtime.model import Model, OpenOptions, load_tokenizer
 from layerpack.runtime.needs import context_limit
 from layerpack.runtime.plan_text import plan_text
 from layerpack.runtime.profile import format_profile, profile_steps
 from layerpack.runtime.prompt import encode_prompt, tokens_left
 from layerpack.runtime.trace import NO_TRACE, Trace
+from layerpack.runtime.warm_up import warming_up
 
 INTERRUPTED = 130
 
@@ -46,8 +48,9 @@ def run(path: Path, prompt: str, options: dict[str, Any], *, on_open: Callable[[
     )
     pack = Pack.open(path)
     limit = context_limit(pack)
-    # The tokenizer says how much context this very run can need: the rest may hold weights.
-    tokenizer = load_tokenizer(pack.path)
+    with warming_up(pick_device(options["device"])):
+        # The tokenizer says how much context this very run can need: the rest may hold weights.
+        tokenizer = load_tokenizer(pack.path)
     prompt_tokens = int(encode_prompt(tokenizer, prompt, wanted).shape[1])
     new_tokens = tokens_left(
         prompt_tokens, wanted.max_new_tokens, limit=limit, reserved=options["context"]

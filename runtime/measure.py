@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import statistics
 import time
 from collections.abc import Iterator, Sequence
 
@@ -28,7 +27,7 @@ from layerpack.runtime.plan import NUM_PIECES, PIECE_BYTES
 from layerpack.runtime.ring import ReadRing
 from layerpack.runtime.slices import Slice
 
-_LINK_BYTES = 256 * MIB
+_LINK_BYTES, _LINK_COPIES = 256 * MIB, 10
 _DISK_SECONDS, _DISK_THREADS = 0.3, (4, 8, 16)
 _ENOUGH_BYTES = 256 * MIB  # less says nothing about a disk, and is quickly read again
 
@@ -92,21 +91,21 @@ def probe_decoding(slices: Sequence[Slice], *, refresh: bool = False) -> float:
 
 
 def measure_link(device: torch.device) -> float:
-    """GB/s from pinned host memory to `device`: median of five copies after one to warm up.
+    """GB/s from pinned host memory to `device`: the best of some copies.
 
-    Raises CapacityError.
+    What else uses the link, or the memory, can only take from it. Raises CapacityError.
     """
     pinned = PinnedBuffers(count=1, each_bytes=_LINK_BYTES, device=device)
     try:
         target = torch.empty(_LINK_BYTES, dtype=torch.uint8, device=device)
         times_s = []
-        for _ in range(6):
+        for _ in range(_LINK_COPIES):
             torch.cuda.synchronize(device)
             begin_s = time.perf_counter()
             target.copy_(pinned.tensors[0], non_blocking=True)
             torch.cuda.synchronize(device)
             times_s.append(time.perf_counter() - begin_s)
-        return _LINK_BYTES / 1e9 / statistics.median(times_s[1:])
+        return _LINK_BYTES / 1e9 / min(times_s)
     except torch.OutOfMemoryError as error:
         raise CapacityError(
             f"measuring the link takes {human_bytes(_LINK_BYTES)} of VRAM, and so much is not "
