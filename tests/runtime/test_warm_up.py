@@ -38,9 +38,10 @@ def test_on_a_cpu_there_is_nothing_to_do(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.gpu
 def test_it_keeps_no_memory_but_the_libraries_own() -> None:
     device = torch.device("cuda", 0)
-    touch_kernels(device)  # now cuBLAS has its workspace
-    torch.cuda.synchronize(device)
-    before = torch.cuda.memory_allocated(device)
-    with warming_up(device):
-        pass
-    assert torch.cuda.memory_allocated(device) == before
+    allocated = []
+    for _ in range(3):
+        with warming_up(device):
+            pass
+        allocated.append(torch.cuda.memory_allocated(device))
+    # cuBLAS takes a workspace for each thread that calls it; the next thread has that of the last.
+    assert allocated[1:] == allocated[:1] * 2
