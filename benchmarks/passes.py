@@ -7,6 +7,7 @@ import platform
 import statistics
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -44,34 +45,44 @@ def measure_link_limit(slices: Sequence[Slice]) -> tuple[float, float]:
 
 
 def time_passes(
-    model: Model, *, context: int, tokens: int, passes: int, warm_up: int
+    model: Model,
+    *,
+    context: int,
+    tokens: int,
+    passes: int,
+    warm_up: int,
+    within: AbstractContextManager[None] = nullcontext(),
 ) -> list[float]:
     """Seconds of each pass with `tokens` new tokens over a cache of `context`.
 
-    A prefill of `context` and `warm_up` passes go before them. The cache is cropped back after
-    each pass, so all passes are alike.
+    A prefill of `context` goes before them, and `warm_up` passes, these `within` as well. The
+    cache is cropped back after each pass, so all passes are alike.
     """
     from layerpack.runtime.cache import reserved_cache
 
     network = model.network
     times_s = []
+
+    def run() -> float:
+        torch.cuda.synchronize()
+        begin_s = time.perf_counter()
+        keep = tokens if context else 1
+        out = network(_ids(tokens), past_key_values=cache, use_cache=True, logits_to_keep=keep)
+        int(out.logits[0, -1].argmax())  # a user waits for the token
+        torch.cuda.synchronize()
+        return time.perf_counter() - begin_s
+
     with torch.inference_mode():
         cache = reserved_cache(network.config, context + tokens)
         if context:
             network(_ids(context), past_key_values=cache, use_cache=True, logits_to_keep=1)
-        for _ in range(warm_up + passes):
-            if not context:
-                cache = reserved_cache(network.config, tokens)
-            torch.cuda.synchronize()
-            begin_s = time.perf_counter()
-            keep = tokens if context else 1
-            out = network(_ids(tokens), past_key_values=cache, use_cache=True, logits_to_keep=keep)
-            int(out.logits[0, -1].argmax())  # a user waits for the token
-            torch.cuda.synchronize()
-            times_s.append(time.perf_counter() - begin_s)
-            del out
-            if context:
-                cache.crop(-tokens)  # how many to take off: understood by every transformers 5
+        with within:
+            for _ in range(warm_up + passes):
+                if not context:
+                    cache = reserved_cache(network.config, tokens)
+                times_s.append(run())
+                if context:
+                    cache.crop(-tokens)  # how many to take off: so in every transformers 5
     return times_s[warm_up:]
 
 

@@ -58,7 +58,7 @@ AS_IT_IS = Interpreter()
 
 
 def measure_startup(path: Path, *, vram: str | None, runs: int) -> dict[str, Any]:
-    """Both environments, each with the first token and the imports alone."""
+    """Both environments, each with the first token and the imports alone; printed as they come."""
     architecture = Pack.open(path).manifest.model.architecture
     found = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -71,6 +71,7 @@ def measure_startup(path: Path, *, vram: str | None, runs: int) -> dict[str, Any
                 "first token": first_token(path, vram=vram, runs=runs, python=python),
                 "imports": import_times(architecture, python),
             }
+            print(f"{title}: {json.dumps(found[title])}", flush=True)
     return {**found, "own distributions": own}
 
 
@@ -146,8 +147,6 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     arguments = parser.parse_args()
     result = measure_startup(arguments.pack, vram=arguments.vram, runs=arguments.runs)
-    for name, value in result.items():
-        print(f"{name}: {json.dumps(value, indent=1)}")
     print(json.dumps(result))
 
 

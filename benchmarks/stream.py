@@ -20,7 +20,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -115,11 +115,22 @@ class Run:
         """No layer in VRAM, and so many (all) in host memory."""
         return Limits(vram_slices=0, host_slices=len(self.slices) if count is None else count)
 
-    def time(self, model: Model, *, tokens: int = 1, warm_up: int = 1) -> list[float]:
+    def time(
+        self,
+        model: Model,
+        *,
+        tokens: int = 1,
+        warm_up: int = 1,
+        within: AbstractContextManager[None] = nullcontext(),
+    ) -> list[float]:
         """See `time_passes`."""
-        context = self.context if tokens < 2048 else 0
         return time_passes(
-            model, context=context, tokens=tokens, passes=self.passes, warm_up=warm_up
+            model,
+            context=self.context if tokens < 2048 else 0,
+            tokens=tokens,
+            passes=self.passes,
+            warm_up=warm_up,
+            within=within,
         )
 
     def note_peak(self, what: str) -> None:
@@ -157,8 +168,7 @@ def exact(run: Run) -> None:
             ("at once", nullcontext()),
             ("exactly", token_by_token(model.network, run.pack.manifest.model.layers_path)),
         ):
-            with checking:
-                times_s = run.time(model, tokens=tokens)
+            times_s = run.time(model, tokens=tokens, within=checking)
             run.note(f"{tokens} tokens checked {what}", summary(times_s))
 
 
