@@ -111,7 +111,7 @@ def run(source: Path, out: Path) -> Manifest:
 
 def read_alone(plan: ConversionPlan, source: DirectorySource) -> None:
     """Every piece of every tensor, in the converter's order, by its number of threads."""
-    reader = WeightReader(source, plan.storage)
+    reader = WeightReader(source, plan.storage, device=DEVICE)
     items = [item for place in plan.write_order for item in plan.blobs[place].items]
     assert all(item.action is not Action.KEEP for item in items)
     pieces = [(item, cut) for item in items for cut in reader.cuts(item)]

@@ -52,9 +52,11 @@ class DirectorySource:
         """xxh3_128 of the whole file; as a side effect the file enters the page cache."""
         return weights_digest(self._shards[file].path, check)
 
-    def read(self, name: str, rows: tuple[int, int] | None = None) -> torch.Tensor:
+    def read(
+        self, name: str, rows: tuple[int, int] | None = None, *, pin: bool = False
+    ) -> torch.Tensor:
         """The tensor, or its rows [begin, end). Raises SourceError."""
-        return self._shards[self.tensors[name].file].read(name, rows)
+        return self._shards[self.tensors[name].file].read(name, rows, pin=pin)
 
     def release(self, file: str) -> None:
         """Close the file."""

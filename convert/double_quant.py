@@ -17,7 +17,7 @@ import torch
 
 from layerpack.formats.nf4 import NESTED_BLOCK_SIZE
 
-_CHUNK = 1 << 16  # elements: the scratch memory stays in a core's cache
+_CHUNK = 1 << 18  # elements: the scratch memory stays in a core's cache
 _HALF_CELLS = 32767.5
 _BITS_OF_2_23 = 0x4B000000
 _SUM_BITS = 36  # room for 2**26 values below 2**36 in an int64; weights have fewer blocks

@@ -104,8 +104,10 @@ class GgufSource:
         """xxh3_128 of the whole file; as a side effect the file enters the page cache."""
         return weights_digest(self._path, check)
 
-    def read(self, name: str, rows: tuple[int, int] | None = None) -> torch.Tensor:
-        """The tensor in bfloat16, or its rows [begin, end).
+    def read(
+        self, name: str, rows: tuple[int, int] | None = None, *, pin: bool = False
+    ) -> torch.Tensor:
+        """The tensor in bfloat16, or its rows [begin, end); never pinned.
 
         Memory: the largest tensors are dequantised a piece at a time; others take, for a moment,
         their size in float32. Raises SourceError.

@@ -127,9 +127,11 @@ class HubSource:
         """sha256 of the fetched file; already taken, and compared, by `fetch`."""
         return self._digests[file]
 
-    def read(self, name: str, rows: tuple[int, int] | None = None) -> torch.Tensor:
+    def read(
+        self, name: str, rows: tuple[int, int] | None = None, *, pin: bool = False
+    ) -> torch.Tensor:
         """The tensor, or its rows [begin, end). Raises SourceError."""
-        return self._opened[self.tensors[name].file].read(name, rows)
+        return self._opened[self.tensors[name].file].read(name, rows, pin=pin)
 
     def release(self, file: str) -> None:
         """Close the shard and delete it from the scratch directory."""

@@ -21,7 +21,8 @@ from layerpack.formats.nf4 import NF4_CODES, num_blocks, packed_bytes
 
 _CPU_CHUNK = 1 << 18  # elements: about 3 MB of scratch, which a core's own cache nearly holds
 _SHARE = 1 << 22  # elements that a worker takes at a time, a multiple of every block size
-_MAX_GPU_WORKERS = 8  # they only keep copies going; more would add scratch, not speed
+_GPU_SHARE = 1 << 24  # the same on a GPU, where each call costs more than its arithmetic
+_MAX_GPU_WORKERS = 6  # they only keep copies going; more would add scratch, not speed
 _HALF_CELLS = 512  # cells narrower than the gap between midpoints: at most one in each
 _LEAST_ABSMAX = 1e-38  # bitsandbytes' bound: below it the reciprocal overflows
 _ROUNDER = 2.0**23 + _HALF_CELLS
@@ -34,23 +35,24 @@ def encode_blocks(
     """Packed codes (uint8, flat) and absmax (float32) of a 16- or 32-bit float weight, on the CPU.
 
     The weight may lie on the CPU (mapped, not pinned) or on `device`, a CPU or a CUDA one. Memory
-    beyond the results is a few MB per CPU worker, about 80 MB of a GPU per worker. A block that
+    beyond the results is a few MB per CPU worker, about 200 MB of a GPU per worker. A block that
     holds NaN or infinity gets an absmax that is not finite, and codes that mean nothing. The device
     and the number of workers (None: as many as help) do not change a byte.
     """
     flat = weight.detach().reshape(-1)
     codes, absmax = _empty_results(flat.numel(), block_size)
     encoder = BlockEncoder(block_size=block_size, device=device)
+    share_elements = _SHARE if device.type == "cpu" else _GPU_SHARE
 
     def work(begin: int) -> None:
-        share = flat[begin : begin + _SHARE]
+        share = flat[begin : begin + share_elements]
         encoder.encode_into(
             share,
             codes[begin // 2 : packed_bytes((begin + share.numel(),))],
             absmax[begin // block_size : num_blocks((begin + share.numel(),), block_size)],
         )
 
-    begins = range(0, flat.numel(), _SHARE)
+    begins = range(0, flat.numel(), share_elements)
     num_workers = min(num_workers or useful_workers(device), len(begins))
     with one_torch_thread():
         if num_workers <= 1:
@@ -80,7 +82,8 @@ class BlockEncoder:
 
     def encode(self, flat: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Packed codes and absmax, on the CPU, of a flat float tensor; waits for them."""
-        codes, absmax = _empty_results(flat.numel(), self._block_size)
+        pin = self._staging is not None
+        codes, absmax = _empty_results(flat.numel(), self._block_size, pin=pin)
         self.encode_into(flat, codes, absmax)
         return codes, absmax
 
@@ -88,7 +91,7 @@ class BlockEncoder:
         """The same into tensors that are there. All but the last block must be whole."""
         block_size = self._block_size
         whole = flat.numel() - flat.numel() % block_size
-        chunk = _CPU_CHUNK if self._staging is None else _SHARE
+        chunk = _CPU_CHUNK if self._staging is None else _GPU_SHARE
         for begin in range(0, whole, chunk):
             end = min(begin + chunk, whole)
             piece = flat[begin:end].view(-1, block_size)
@@ -146,9 +149,11 @@ def _encode_whole(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     Plain torch arithmetic rather than bitsandbytes' kernel, whose reciprocal is approximate and
     whose code for an all-zero block differs: a pack must not depend on where it was made.
     """
-    values = blocks.float()
-    largest = values.abs().amax(1)
-    scaled = values * largest.clamp_min(_LEAST_ABSMAX).reciprocal()[:, None]
+    scaled = blocks.float()
+    if scaled.data_ptr() == blocks.data_ptr():
+        scaled = scaled.clone()  # float32 comes back as itself; scaling below is in place
+    largest = scaled.abs().amax(1)
+    scaled.mul_(largest.clamp_min(_LEAST_ABSMAX).reciprocal()[:, None])
     packed = torch.empty(scaled.numel() // 2, dtype=torch.uint8, device=scaled.device)
     pack_codes(search_codes(scaled.view(-1)), packed)
     return packed, largest
@@ -165,10 +170,12 @@ def _encode_rest(rest: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return packed, largest
 
 
-def _empty_results(count: int, block_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _empty_results(
+    count: int, block_size: int, *, pin: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
     return (
-        torch.empty(packed_bytes((count,)), dtype=torch.uint8),
-        torch.empty(num_blocks((count,), block_size), dtype=torch.float32),
+        torch.empty(packed_bytes((count,)), dtype=torch.uint8, pin_memory=pin),
+        torch.empty(num_blocks((count,), block_size), dtype=torch.float32, pin_memory=pin),
     )
 
 

@@ -1,4 +1,4 @@
-"""Host memory and a stream for each thread that hands work to a GPU."""
+"""Pinned host memory and a stream for each thread that hands work to a GPU."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ Encode = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
 class Staging:
-    """Runs `encode` on `device`. Every thread has pinned buffers and a stream of its own.
+    """Runs `encode` on `device`. Every thread has a stream of its own.
 
-    They grow to what the thread has needed so far, and go when the thread ends: pinning is slow, so
-    it must not happen for each piece.
+    What is pinned already is copied from and to where it is. For the rest a thread has buffers,
+    which grow to what it has needed so far.
     """
 
     def __init__(self, device: torch.device, encode: Encode) -> None:
@@ -24,27 +24,29 @@ class Staging:
     def encode(self, blocks: torch.Tensor, codes: torch.Tensor, absmax: torch.Tensor) -> None:
         """Fill `codes` (uint8) and `absmax` (float32), both on the CPU; waits until they are.
 
-        `blocks` is contiguous, on the CPU (not pinned) or on the device.
+        `blocks` is contiguous, on the CPU or on the device.
         """
         if not hasattr(self._own, "stream"):
             self._own.stream = torch.cuda.Stream(self._device)
             self._own.pinned = {}
         stream = self._own.stream
-        if blocks.device.type == "cpu":
-            blocks = self._pinned("blocks", blocks).copy_(blocks)
-        else:
+        if blocks.device.type == "cuda":
             stream.wait_stream(torch.cuda.current_stream(self._device))
+        elif not blocks.is_pinned():
+            blocks = self._pinned("blocks", blocks).copy_(blocks)
+        targets = {"codes": codes, "absmax": absmax}
+        staged = {
+            role: target if target.is_pinned() else self._pinned(role, target)
+            for role, target in targets.items()
+        }
         with torch.cuda.stream(stream):
             results = self._encode(blocks.to(self._device, non_blocking=True))
-            staged = [
-                self._pinned(name, target).copy_(result.view(target.shape), non_blocking=True)
-                for name, target, result in zip(
-                    ("codes", "absmax"), (codes, absmax), results, strict=True
-                )
-            ]
+            for buffer, result in zip(staged.values(), results, strict=True):
+                buffer.copy_(result.view(buffer.shape), non_blocking=True)
         stream.synchronize()
-        codes.copy_(staged[0])
-        absmax.copy_(staged[1])
+        for role, target in targets.items():
+            if staged[role] is not target:
+                target.copy_(staged[role])
 
     def _pinned(self, role: str, like: torch.Tensor) -> torch.Tensor:
         """This thread's pinned buffer for a role, in the shape and dtype of `like`."""

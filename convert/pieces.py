@@ -51,7 +51,7 @@ class PieceMaker:
     def __init__(
         self, source: Source, storage: Storage, *, block_size: int, device: torch.device
     ) -> None:
-        self._source, self._weights = source, WeightReader(source, storage)
+        self._source, self._weights = source, WeightReader(source, storage, device=device)
         self._encoder = BlockEncoder(block_size=block_size, device=device)
 
     def tasks(self, item: Item) -> Iterator[Task]:

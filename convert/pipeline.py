@@ -33,6 +33,7 @@ from layerpack.formats.blob import BlobWriter
 from layerpack.formats.layout import Nf4Spec
 from layerpack.formats.nf4 import Nf4State
 
+_PIECES_AHEAD = 4  # of the writer, while a weight's absmax are quantised
 _MAX_BYTES = 2 << 30
 """Memory of pieces under way: reached only where tensors cannot be cut (GGUF)."""
 
@@ -71,7 +72,7 @@ def run_pipeline(
     level = None if plan.compression is None else plan.compression.level
     with one_torch_thread(), Crew() as crew:
         made: Conveyor[Piece] = Conveyor(crew, max_jobs=2 * num_workers + 2, max_bytes=_MAX_BYTES)
-        encoded: Channel[_Encoded] = Channel(crew, 1)
+        encoded: Channel[_Encoded] = Channel(crew, _PIECES_AHEAD)
         shelf = Shelf(
             crew, source, uses, undigested, report=report, note_digest=journal.source_digest
         )

@@ -17,7 +17,7 @@ from layerpack.formats.digest import Digest
 from layerpack.formats.errors import SourceError
 
 _DIGEST_BYTES = 8 << 20
-_DIGEST_READERS = 2
+_DIGEST_READERS = 4
 _READ_BYTES = 256 << 20  # below Linux' limit of 2 GiB per call
 
 
@@ -64,7 +64,7 @@ class WeightFile:
 def weights_digest(path: Path, check: Callable[[], None]) -> str:
     """xxh3_128 of a whole file; as a side effect the file enters the page cache.
 
-    Two threads read ahead: from the page cache, one alone is four times slower than the hash.
+    Some threads read ahead: from the page cache, one alone is four times slower than the hash.
     `check` is called between pieces and may raise to end the work. Raises SourceError.
     """
     digest, file = Digest(), WeightFile(path)

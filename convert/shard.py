@@ -25,7 +25,9 @@ class Shard:
         }
         self._file = WeightFile(path)
 
-    def read(self, name: str, rows: tuple[int, int] | None = None) -> torch.Tensor:
+    def read(
+        self, name: str, rows: tuple[int, int] | None = None, *, pin: bool = False
+    ) -> torch.Tensor:
         """Tensor `name`, or its rows [begin, end). Raises SourceError on a short read."""
         entry = self.entries[name]
         shape, begin_bytes = entry.shape, entry.offset_bytes
@@ -33,7 +35,7 @@ class Shard:
             first, end = rows
             begin_bytes += first * (entry.length_bytes // shape[0])
             shape = (end - first, *shape[1:])
-        tensor = torch.empty(shape, dtype=TORCH_DTYPES[entry.dtype])
+        tensor = torch.empty(shape, dtype=TORCH_DTYPES[entry.dtype], pin_memory=pin)
         if num_elements(shape):
             raw = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
             self._file.read_into(raw, begin_bytes, what=f"the tensor {name}")

@@ -102,10 +102,13 @@ class Source(Protocol):
         `check` is called on the way and may raise to end it.
         """
 
-    def read(self, name: str, rows: tuple[int, int] | None = None) -> torch.Tensor:
+    def read(
+        self, name: str, rows: tuple[int, int] | None = None, *, pin: bool = False
+    ) -> torch.Tensor:
         """The tensor on the CPU, or its rows [begin, end) along the first dimension.
 
         Contiguous, of the stated dtype; memory is what is returned, no more than a small multiple.
+        `pin`: in page-locked memory, if that takes no copy.
         """
 
     def release(self, file: str) -> None:

@@ -14,13 +14,17 @@ from layerpack.convert.plan import Item
 from layerpack.convert.source import Source
 from layerpack.convert.storage import Storage
 from layerpack.formats.layout import Nf4Spec
-from layerpack.formats.units import align_up, num_elements
+from layerpack.formats.units import num_elements
 
 PIECE_BYTES = 8 << 20
-"""What a piece of a tensor takes in the source, about; a row is never cut.
+"""What a piece of a tensor takes in the source, at most; but a row is never cut.
 
 Small enough for the allocator to hand the same memory out again: fresh pages cost more than the
 read itself. And for a core's share of the cache to hold it from one step to the next.
+"""
+GPU_PIECE_BYTES = 32 << 20
+"""The same where a GPU encodes. A piece takes some forty calls, after each of which its thread
+waits for its turn among the others in Python: with small pieces that is most of the time.
 """
 _WHOLE_TIMES = 12
 """Bytes per element while a tensor that cannot be cut is made: floats, twice, and the result."""
@@ -42,8 +46,13 @@ class Cut:
 class WeightReader:
     """Reads items of a plan. FP8 is dequantised, wider types are rounded to the model's dtype."""
 
-    def __init__(self, source: Source, storage: Storage) -> None:
+    def __init__(
+        self, source: Source, storage: Storage, *, device: torch.device = torch.device("cpu")
+    ) -> None:
+        """Pieces are as large as suits `device`, and pinned for it if it is a GPU."""
         self._source, self._storage = source, storage
+        self._pin = device.type == "cuda"
+        self._piece_bytes = GPU_PIECE_BYTES if self._pin else PIECE_BYTES
 
     def cuts(self, item: Item) -> Iterator[Cut]:
         """The pieces of an item, along its first dimension; all but the last hold whole blocks."""
@@ -64,7 +73,8 @@ class WeightReader:
             unit = item.spec.block_size // math.gcd(item.spec.block_size, row_elements)
         if self._storage.fp8_block:
             unit = math.lcm(unit, self._storage.fp8_block[0])
-        step = align_up(max(1, PIECE_BYTES * count // max(1, stored.length_bytes)), unit)
+        fitting = self._piece_bytes * count // max(1, stored.length_bytes)
+        step = max(unit, fitting - fitting % unit)
         for first in range(0, count, step):
             end = min(first + step, count)
             yield Cut(
@@ -76,7 +86,7 @@ class WeightReader:
 
     def read(self, item: Item, cut: Cut) -> torch.Tensor:
         """A piece in the model's dtype. Raises SourceError."""
-        tensor = self._source.read(item.source, cut.rows)
+        tensor = self._source.read(item.source, cut.rows, pin=self._pin)
         scale_name = item.source + FP8_SCALE
         if cut.rows and self._storage.fp8_block and scale_name in self._source.tensors:
             first, end = cut.rows

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 
@@ -19,6 +20,7 @@ from layerpack.formats.layout import BlobLayout
 
 PARTIAL_SUFFIX = ".partial"
 _WRITE_BYTES = 32 << 20
+_WORTH_A_THREAD_BYTES = 1 << 20
 
 
 class BlobWriter:
@@ -41,6 +43,7 @@ class BlobWriter:
         if zstd_level is not None:
             self._framing = FrameWriter(layout, level=zstd_level, frame_bytes=FRAME_BYTES)
         self._running = Digest()
+        self._digesting = ThreadPoolExecutor(1, "layerpack-digest")
         self._position = 0
         self._begun_bytes = 0
         self._next = 0
@@ -86,6 +89,7 @@ class BlobWriter:
                 self._store(self._framing.finish())
                 self._framing.close()
                 self.frames = self._framing.table
+            self._digesting.shutdown()
             os.fsync(self._file.fileno())
             self._file.close()
             os.rename(self._partial, self._path)
@@ -115,12 +119,26 @@ class BlobWriter:
         for part in parts:
             view = memoryview(part)
             for begin in range(0, view.nbytes, _WRITE_BYTES):
-                piece = view[begin : begin + _WRITE_BYTES]
-                self._running.update(piece)
-                while piece.nbytes:
-                    piece = piece[self._file.write(piece) :]
+                self._store_piece(view[begin : begin + _WRITE_BYTES])
+
+    def _store_piece(self, piece: memoryview) -> None:
+        if piece.nbytes < _WORTH_A_THREAD_BYTES:
+            self._running.update(piece)
+            self._write_all(piece)
+            return
+        # Either takes about as long as the other, and neither holds the interpreter.
+        digested = self._digesting.submit(self._running.update, piece)
+        try:
+            self._write_all(piece)
+        finally:
+            digested.result()  # the caller may use its memory again
+
+    def _write_all(self, piece: memoryview) -> None:
+        while piece.nbytes:
+            piece = piece[self._file.write(piece) :]
 
     def _discard(self) -> None:
+        self._digesting.shutdown()
         if self._framing is not None:
             self._framing.close()
         self._file.close()

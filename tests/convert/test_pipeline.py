@@ -48,6 +48,7 @@ def in_pieces(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
 
     def change(piece_bytes: int, workers: int) -> None:
         monkeypatch.setattr("layerpack.convert.weights.PIECE_BYTES", piece_bytes)
+        monkeypatch.setattr("layerpack.convert.weights.GPU_PIECE_BYTES", piece_bytes)
         monkeypatch.setattr("layerpack.convert.pipeline.useful_workers", lambda device: workers)
 
     return change
@@ -89,6 +90,21 @@ def test_the_size_of_pieces_changes_nothing(
         in_pieces(piece_bytes, 3)
         convert(str(source), tmp_path / f"{piece_bytes}", options)
         assert not differing(tmp_path / "whole", tmp_path / f"{piece_bytes}")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("piece_bytes", [1, 5000, 32 << 20])
+def test_a_gpu_changes_nothing(
+    checkpoint_of: Callable[..., Path],
+    tmp_path: Path,
+    in_pieces: Callable[[int, int], None],
+    piece_bytes: int,
+) -> None:
+    source = checkpoint_of("llama-odd")
+    convert(str(source), tmp_path / "cpu", ConvertOptions(device="cpu"))
+    in_pieces(piece_bytes, 3)
+    convert(str(source), tmp_path / "gpu", ConvertOptions(device="cuda"))
+    assert not differing(tmp_path / "cpu", tmp_path / "gpu")
 
 
 @pytest.mark.parametrize(("owner", "name"), SLOW["everything"], ids=lambda v: str(v)[-30:])

@@ -36,9 +36,9 @@ class Watched(DirectorySource):
             self.held.add(file)
             self.most_held = max(self.most_held, len(self.held))
 
-    def read(self, name: str, rows: tuple[int, int] | None = None) -> Any:
+    def read(self, name: str, rows: tuple[int, int] | None = None, *, pin: bool = False) -> Any:
         assert self.tensors[name].file in self.held
-        return super().read(name, rows)
+        return super().read(name, rows, pin=pin)
 
     def release(self, file: str) -> None:
         with self._lock:
