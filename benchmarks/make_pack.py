@@ -70,7 +70,8 @@ def _write(path: Path, specs: list[Nf4Spec | PlainSpec], role: Role, layer: int 
         for spec in specs
         if isinstance(spec, Nf4Spec)
     }
-    with BlobWriter(path, layout) as writer:
+    # Left in the page cache: what is measured first is reading it from there.
+    with BlobWriter(path, layout, direct=False) as writer:
         for entry in layout.tensors:
             name, count = entry.name, entry.length_bytes
             if name.endswith(nf4.STATE):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from layerpack.formats.manifest_json import dump_manifest
 from layerpack.formats.pack import Pack
 from layerpack.formats.read import Reader, open_reader
 from layerpack.formats.units import MIB, align_up, human_bytes
+from layerpack.formats.write import open_output
 
 _PIECE_BYTES = 16 * MIB
 
@@ -128,15 +130,13 @@ def _expand(
     table, source, digest = _table(blob), pack.blob_path(blob), Digest()
     # Whole pages: direct reads need them.
     buffer = memoryview(mmap.mmap(-1, align_up(max(end - begin for begin, end in _cuts(table)))))
-    with open(destination.pack / blob.raw_file, "wb", buffering=0) as file:
+    with contextlib.closing(open_output(destination.pack / blob.raw_file)) as output:
         for begin, end in _cuts(table):
             reader.read(source, begin, end - begin, buffer)
-            left = buffer[: end - begin]
-            digest.update(left)
-            while left.nbytes:
-                left = left[file.write(left) :]
+            digest.update(buffer[: end - begin])
+            output.write(buffer[: end - begin])
             report(end - begin)
-        os.fsync(file.fileno())
+        output.finish()
     if digest.text != table.raw_digest:
         raise PackError(f"{source}: expands to other bytes than were packed; run layerpack verify")
 

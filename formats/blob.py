@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 
@@ -17,10 +16,9 @@ from layerpack.formats.frame_writer import FrameWriter
 from layerpack.formats.frames import Bytes
 from layerpack.formats.header import encode_header
 from layerpack.formats.layout import BlobLayout
+from layerpack.formats.write import BUFFER_BYTES, open_output
 
 PARTIAL_SUFFIX = ".partial"
-_WRITE_BYTES = 32 << 20
-_WORTH_A_THREAD_BYTES = 1 << 20
 
 
 class BlobWriter:
@@ -30,12 +28,21 @@ class BlobWriter:
     many pieces as is convenient. Leaving the block without an error checks that all is there,
     fsyncs, renames, and sets `digest`; leaving it with one removes the partial file. OSError
     (a full disk among them) passes through. With `zstd_level` the file is compressed, and `frames`
-    is set as well; `digest` is that of the file as it is stored.
+    is set as well; `digest` is that of the file as it is stored. `direct` False leaves the file in
+    the page cache, for whoever reads it at once (see write.py).
     """
 
-    def __init__(self, path: Path, layout: BlobLayout, *, zstd_level: int | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        layout: BlobLayout,
+        *,
+        zstd_level: int | None = None,
+        direct: bool | None = None,
+    ) -> None:
         self.digest: str | None = None
         self.frames: FrameTable | None = None
+        self._direct = direct
         self._path = path
         self._partial = path.with_name(path.name + PARTIAL_SUFFIX)
         self._layout = layout
@@ -43,13 +50,15 @@ class BlobWriter:
         if zstd_level is not None:
             self._framing = FrameWriter(layout, level=zstd_level, frame_bytes=FRAME_BYTES)
         self._running = Digest()
-        self._digesting = ThreadPoolExecutor(1, "layerpack-digest")
         self._position = 0
-        self._begun_bytes = 0
         self._next = 0
 
     def __enter__(self) -> BlobWriter:
-        self._file = open(self._partial, "wb", buffering=0)
+        try:
+            self._output = open_output(self._partial, direct=self._direct)
+        except BaseException:
+            self._partial.unlink(missing_ok=True)
+            raise
         start = self._layout.data_start_bytes
         try:
             self._append(memoryview(encode_header(self._layout.tensors, data_start_bytes=start)))
@@ -89,9 +98,8 @@ class BlobWriter:
                 self._store(self._framing.finish())
                 self._framing.close()
                 self.frames = self._framing.table
-            self._digesting.shutdown()
-            os.fsync(self._file.fileno())
-            self._file.close()
+            self._output.finish()
+            self._output.close()
             os.rename(self._partial, self._path)
         except BaseException:
             self._discard()
@@ -101,45 +109,17 @@ class BlobWriter:
     def _append(self, view: memoryview) -> None:
         self._store([view] if self._framing is None else self._framing.add(view))
         self._position += view.nbytes
-        self._begin_writeback()
-
-    def _begin_writeback(self) -> None:
-        """Let the disk begin now: by itself it would idle until the fsync at the end.
-
-        Advice that pages are not needed starts writing them, and drops none that is not written.
-        """
-        begun_bytes, end_bytes = self._begun_bytes, self._file.tell()
-        if end_bytes - begun_bytes < _WRITE_BYTES or not hasattr(os, "posix_fadvise"):
-            return
-        length_bytes = end_bytes - begun_bytes
-        os.posix_fadvise(self._file.fileno(), begun_bytes, length_bytes, os.POSIX_FADV_DONTNEED)
-        self._begun_bytes = end_bytes
 
     def _store(self, parts: Iterable[Bytes]) -> None:
         for part in parts:
             view = memoryview(part)
-            for begin in range(0, view.nbytes, _WRITE_BYTES):
-                self._store_piece(view[begin : begin + _WRITE_BYTES])
-
-    def _store_piece(self, piece: memoryview) -> None:
-        if piece.nbytes < _WORTH_A_THREAD_BYTES:
-            self._running.update(piece)
-            self._write_all(piece)
-            return
-        # Either takes about as long as the other, and neither holds the interpreter.
-        digested = self._digesting.submit(self._running.update, piece)
-        try:
-            self._write_all(piece)
-        finally:
-            digested.result()  # the caller may use its memory again
-
-    def _write_all(self, piece: memoryview) -> None:
-        while piece.nbytes:
-            piece = piece[self._file.write(piece) :]
+            for begin in range(0, view.nbytes, BUFFER_BYTES):  # what a cache holds for both
+                piece = view[begin : begin + BUFFER_BYTES]
+                self._running.update(piece)
+                self._output.write(piece)
 
     def _discard(self) -> None:
-        self._digesting.shutdown()
         if self._framing is not None:
             self._framing.close()
-        self._file.close()
+        self._output.close()
         self._partial.unlink(missing_ok=True)

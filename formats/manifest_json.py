@@ -146,7 +146,8 @@ def parse_manifest(raw: bytes, *, where: str = MANIFEST_NAME) -> Manifest:
     if problems:
         shown = "; ".join(problems[:_SHOWN_PROBLEMS])
         rest = len(problems) - _SHOWN_PROBLEMS
-        raise PackError(f"{where}: {shown}" + (f"; and {rest} more problems" if rest > 0 else ""))
+        more = f"; and {rest} more problems" if rest > 0 else ""
+        raise PackError(f"{where}: {_one_line(shown)}{more}")
     return manifest
 
 
@@ -157,3 +158,8 @@ def _digest_problems(raw: bytes) -> list[str]:
     if bytes_digest(raw[: found.start()] + raw[found.end() :]) != found[1].decode():
         return ["its content is not what its own digest says; it was changed by hand or damaged"]
     return []
+
+
+def _one_line(text: str) -> str:
+    """Names come from the file, and may hold anything: what is not printable is escaped."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)

@@ -78,7 +78,7 @@ def _write(pack: Pack, blob: Blob, layout: BlobLayout, path: Path) -> None:
     views = place_views(storage, blob, prefix="", base_bytes=base)
     for staged in views.staged:
         staged.refresh()
-    with BlobWriter(path, layout) as writer:
+    with BlobWriter(path, layout, direct=False) as writer:
         for entry in layout.tensors:
             if state := blob.nf4.get(entry.name):
                 codes, quantised = views.quantised[entry.name]

@@ -167,11 +167,13 @@ WriteBlob = Callable[..., tuple[Path, BlobWriter]]
 def write_blob(layout: BlobLayout, tmp_path_factory: pytest.TempPathFactory) -> WriteBlob:
     """`write_blob(name, piece_bytes, zstd_level=…)`: the same tensors, given in such pieces."""
 
-    def write(name: str, piece_bytes: int, **options: int) -> tuple[Path, BlobWriter]:
+    def write(
+        name: str, piece_bytes: int, zstd_level: int | None = None
+    ) -> tuple[Path, BlobWriter]:
         path = tmp_path_factory.mktemp("blobs") / name
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("layerpack.formats.blob.FRAME_BYTES", 8192)
-            writer = BlobWriter(path, layout, **options)
+            writer = BlobWriter(path, layout, zstd_level=zstd_level)
         with writer:
             for entry in layout.tensors:
                 raw = memoryview(bytes(range(50)) * entry.length_bytes)[: entry.length_bytes]

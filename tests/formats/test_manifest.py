@@ -358,6 +358,15 @@ VALUES = st.one_of(
 )
 
 
+@pytest.mark.parametrize("key", ["layers_path", "embedding", "head", "dtype"])
+def test_an_error_is_one_line_whatever_is_in_a_name(key: str, small: Manifest) -> None:
+    document = json.loads(dump_manifest(small))
+    document["model"][key] = "mo\ndel\x1b[31m"
+    with pytest.raises(PackError) as caught:
+        parse(document)
+    assert str(caught.value).isprintable()
+
+
 @settings(max_examples=200, deadline=None)
 @given(data=st.data())
 def test_any_value_anywhere_is_read_or_refused(data: st.DataObject, small: Manifest) -> None:
