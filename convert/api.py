@@ -69,7 +69,11 @@ def convert(
             work = find_remaining(plan, opened, destination, done)
             if announce is not None:
                 announce(work)
-            destination.check_space(pack_bytes=work.pack_bytes, scratch_bytes=work.scratch_bytes)
+            destination.check_space(
+                pack_bytes=work.pack_bytes,
+                scratch_bytes=work.scratch_bytes,
+                least_pack_bytes=work.least_pack_bytes,
+            )
             with Journal(destination.journal, run, done) as journal:
                 destination.sync_names()
                 _write_blobs(plan, work, opened, destination, journal, device, progress)
@@ -79,7 +83,9 @@ def convert(
             destination.commit()
         except OSError as reason:
             if is_full(reason):
-                raise destination.disk_full(_missing_bytes(plan, destination)) from reason
+                raise destination.disk_full(
+                    _missing_bytes(plan, destination), compressed=plan.compression is not None
+                ) from reason
             raise TargetError(
                 f"{reason.filename or destination.partial}: {reason.strerror}"
             ) from reason

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,10 @@ from packs import compressed
 
 from layerpack.cli import main as cli
 from layerpack.convert import ConvertOptions, convert
+from layerpack.convert.forecast import forecast
 from layerpack.convert.unfinished import read_unfinished
+from layerpack.formats.pack import Pack
+from layerpack.formats.units import human_bytes
 
 ZSTD = ConvertOptions(zstd_level=1)
 Run = Callable[..., tuple[object, str, str]]
@@ -71,8 +75,30 @@ def test_inspect_of_an_unfinished_one_counts_what_is_done(
     (partial,) = tmp_path.iterdir()
     work = read_unfinished(partial)
     assert set(work.done) == {file.name for file in (partial / "pack").glob("*.zst")} != set()
-    assert 0 < work.done_bytes < work.total_bytes
-    assert f"{len(work.done)} of 5 blobs" in run("inspect", tmp_path / "out")[1]
+    assert 0 < work.stored_bytes < work.done_bytes < work.total_bytes
+    (partial / "pack" / f"{work.missing[0]}.partial").write_bytes(b"123")
+    text = run("inspect", tmp_path / "out")[1]
+    assert f"{len(work.done)} of 5 blobs" in text
+    assert f", compressed to {human_bytes(work.stored_bytes)}\n" in text
+    assert f"being written {work.missing[0]}, 3 B of at most " in text
+
+
+def test_the_room_it_takes_is_a_bound_beforehand(
+    run: Run, source: Path, pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain_bytes = Pack.open(pack).manifest.raw_bytes
+    assert f"writes {human_bytes(plain_bytes)} (less with --zstd)" in run("inspect", source)[1]
+    assert forecast(str(source), ZSTD) == forecast(str(source))
+    convert_it = ("convert", source, tmp_path / "out", "--zstd", 1, "--device", "cpu", "--force")
+    _, _, err = run(*convert_it)
+    assert re.search(r" layers: at most [\d.]+ kB of pack to write, ", err)
+
+    class Usage:
+        free = plain_bytes - 1
+
+    monkeypatch.setattr("shutil.disk_usage", lambda _: Usage)
+    code, _, err = run(*convert_it)
+    assert not code and err.startswith("it fits only if compression makes it small enough")
 
 
 def test_plan_says_whether_it_pays(run: Run, pack: Path) -> None:
