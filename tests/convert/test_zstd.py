@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import shutil
 from collections.abc import Iterator
@@ -204,6 +205,32 @@ def test_a_disk_that_fills_up_goes_on_to_the_same_bytes(
     leave_free(small_disk, manifest.total_bytes - sum(done.values()) + small_bytes + 8 * PAGE_BYTES)
     convert(str(source), small_disk / "out", ZSTD)
     assert not differing(packed, small_disk / "out")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.4, 0.8])
+def test_a_disk_that_fills_up_while_unpacking(
+    packed: Path, tmp_path: Path, small_disk: Path, share: float
+) -> None:
+    filler = small_disk / "filler"
+
+    def fill(done_bytes: int, total_bytes: int) -> None:
+        if done_bytes < share * total_bytes or filler.exists():
+            return
+        with open(filler, "wb", buffering=0) as file, contextlib.suppress(OSError):
+            while file.write(bytes(PAGE_BYTES)):
+                pass
+
+    what_to_do = r"the disk is full, .*B .* still to be written .*; make room for [\d.]+ kB more"
+    with pytest.raises(DiskFullError, match=what_to_do) as caught:
+        unpack(packed, small_disk / "out", fill)
+    assert str(caught.value).endswith("run the same command again")
+    assert [path.name for path in small_disk.iterdir()] == ["filler"]
+    with pytest.raises(DiskFullError, match="to be written but"):
+        unpack(packed, small_disk / "out")
+    filler.unlink()
+    unpack(packed, small_disk / "out")
+    unpack(packed, tmp_path / "plain")
+    assert not differing(tmp_path / "plain", small_disk / "out")
 
 
 def test_room_is_asked_for_before(
