@@ -27,9 +27,9 @@ from layerpack.formats.layout import Nf4Spec, PlainSpec, layout_blob
 from layerpack.formats.manifest import (
     MANIFEST_NAME,
     Blob,
+    FileEntry,
     Manifest,
     Model,
-    PackFile,
     Quantization,
     Role,
     Source,
@@ -176,7 +176,7 @@ def make_pack(model: str, path: Path, *, num_layers: int | None = None) -> Manif
         quantization=Quantization(block_size=64, double_quant=True, head=False),
         blobs=tuple(blobs),
         files=tuple(
-            PackFile(name=file.name, file_bytes=file.stat().st_size, digest=file_digest(file))
+            FileEntry(name=file.name, file_bytes=file.stat().st_size, digest=file_digest(file))
             for file in sorted(path.glob("*.json"))
             if file.name != MANIFEST_NAME
         ),

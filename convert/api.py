@@ -108,7 +108,7 @@ def plan_source(source: Source, options: ConvertOptions) -> ConversionPlan:
 
 
 def make_manifest(
-    plan: ConversionPlan, done: Progress, source: Source, files: Iterable[pack.PackFile]
+    plan: ConversionPlan, done: Progress, source: Source, files: Iterable[pack.FileEntry]
 ) -> pack.Manifest:
     """The manifest of a conversion whose blobs, files and source digests are all known."""
     structure = plan.structure
@@ -134,7 +134,7 @@ def make_manifest(
             id=source.id,
             revision=source.revision,
             files=tuple(
-                pack.SourceFile(
+                pack.FileEntry(
                     name=file.name,
                     file_bytes=file.file_bytes,
                     digest=done.source_digests[file.name],
@@ -189,14 +189,14 @@ def _write_blobs(
 
 def _write_small_files(
     plan: ConversionPlan, source: Source, destination: Destination
-) -> list[pack.PackFile]:
+) -> list[pack.FileEntry]:
     """Config, index and what is copied from the source; what the manifest is to say of them."""
     config = config_json(read_config(source.config_dir), plan)
     written = [(CONFIG_NAME, config), (INDEX_NAME, index_json(plan))]
     files = []
     for name, data in (*copied_files(source.config_dir), *written):
         destination.write_file(name, data)
-        files.append(pack.PackFile(name=name, file_bytes=len(data), digest=bytes_digest(data)))
+        files.append(pack.FileEntry(name=name, file_bytes=len(data), digest=bytes_digest(data)))
     return sorted(files, key=lambda file: file.name)
 
 

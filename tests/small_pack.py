@@ -9,12 +9,12 @@ from random_blob import write_random_blob
 from layerpack.formats.layout import Nf4Spec, PlainSpec
 from layerpack.formats.manifest import (
     MANIFEST_NAME,
+    FileEntry,
     Manifest,
     Model,
     Quantization,
     Role,
     Source,
-    SourceFile,
 )
 from layerpack.formats.manifest_json import dump_manifest
 
@@ -59,7 +59,7 @@ def write_small_pack(
             kind="hub",
             id="org/small",
             revision="c" * 40,
-            files=(SourceFile(name="model.safetensors", file_bytes=9, digest="sha256:00"),),
+            files=(FileEntry(name="model.safetensors", file_bytes=9, digest="sha256:00"),),
         ),
         model=Model(
             architecture="SmallForCausalLM",

@@ -10,9 +10,9 @@ from layerpack.formats.digest import bytes_digest
 from layerpack.formats.layout import Nf4Spec, PlainSpec
 from layerpack.formats.manifest import (
     MANIFEST_NAME,
+    FileEntry,
     Manifest,
     Model,
-    PackFile,
     Quantization,
     Role,
     Source,
@@ -54,7 +54,7 @@ def write_tiny_pack(path: Path) -> Manifest:
         quantization=Quantization(block_size=64, double_quant=True, head=False),
         blobs=blobs,
         files=tuple(
-            PackFile(name=name, file_bytes=len(data), digest=bytes_digest(data))
+            FileEntry(name=name, file_bytes=len(data), digest=bytes_digest(data))
             for name, data in _FILES.items()
         ),
     )
