@@ -97,6 +97,8 @@ def _announce(work: Remaining) -> None:
         parts.insert(0, f"{human_bytes(work.download_bytes)} to download")
     if work.scratch_bytes:
         parts.append(f"{human_bytes(work.scratch_bytes)} of scratch space beside it")
+    if work.kept_bytes:
+        parts.append(f"{human_bytes(work.kept_bytes)} of downloads to keep on the same disk")
     parts.append(f"{human_bytes(work.free_bytes)} free")
     if work.done_blobs:
         parts.insert(0, f"going on, {work.done_blobs} of {work.num_blobs} blobs are done")

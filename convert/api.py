@@ -12,6 +12,7 @@ import torch
 from layerpack.convert.checkpoint_files import CONFIG_NAME, config_json, copied_files, index_json
 from layerpack.convert.config import read_config
 from layerpack.convert.destination import Destination, is_full
+from layerpack.convert.hub_download import existing_part, usual_cache
 from layerpack.convert.index import INDEX_NAME
 from layerpack.convert.journal import Journal, Progress
 from layerpack.convert.opening import open_source
@@ -66,12 +67,14 @@ def convert(
                 find_done(plan, run, destination, force=options.force),
                 about=outline_of(plan, opened).fields(),
             )
-            work = find_remaining(plan, opened, destination, done)
+            keeps = options.keep_source and opened.kind == "hub"
+            cache = existing_part(usual_cache()) if keeps else None
+            work = find_remaining(plan, opened, destination, done, cache=cache)
             if announce is not None:
                 announce(work)
             destination.check_space(
                 pack_bytes=work.pack_bytes,
-                scratch_bytes=work.scratch_bytes,
+                download_bytes=work.scratch_bytes + work.kept_bytes,
                 least_pack_bytes=work.least_pack_bytes,
             )
             with Journal(destination.journal, run, done) as journal:

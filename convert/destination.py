@@ -87,21 +87,22 @@ class Destination:
             self.pack.mkdir()
 
     def check_space(
-        self, *, pack_bytes: int, scratch_bytes: int = 0, least_pack_bytes: int | None = None
+        self, *, pack_bytes: int, download_bytes: int = 0, least_pack_bytes: int | None = None
     ) -> None:
         """Raises DiskFullError if what is still to be written cannot fit on the disk.
 
         That is known of `least_pack_bytes`, if given; `pack_bytes` are then the most it can be.
+        `download_bytes` are those of downloads that lie beside the pack at a time.
         """
-        needed = pack_bytes + scratch_bytes
-        least = needed if least_pack_bytes is None else least_pack_bytes + scratch_bytes
+        needed = pack_bytes + download_bytes
+        least = needed if least_pack_bytes is None else least_pack_bytes + download_bytes
         free = shutil.disk_usage(self.partial).free
         if free >= least:
             return
         at_most = "at most " if least < needed else ""
-        scratch = f" and {human_bytes(scratch_bytes)} of scratch" if scratch_bytes else ""
+        beside = f" and {human_bytes(download_bytes)} of downloads" if download_bytes else ""
         raise DiskFullError(
-            f"{self.out.parent}: {at_most}{human_bytes(pack_bytes)} of pack{scratch} are to be "
+            f"{self.out.parent}: {at_most}{human_bytes(pack_bytes)} of pack{beside} are to be "
             f"written but {human_bytes(free)} are free; make room for {human_bytes(needed - free)} "
             "more"
         )

@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterable
-from pathlib import Path
+
+from layerpack.convert.hub_download import usual_cache
 
 _ABANDONED_S = 600.0
 """A download that gets no bytes for so long has failed: its client gives up much sooner."""
@@ -22,11 +23,10 @@ def clear_orphans(repo: str, digests: Iterable[str]) -> None:
     for ten minutes, as network file systems may give a lock to everybody. What cannot be deleted
     stays.
     """
-    from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
     from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
 
-    cache, folder = Path(constants.HF_HUB_CACHE), repo_folder_name(repo_id=repo, repo_type="model")
+    cache, folder = usual_cache(), repo_folder_name(repo_id=repo, repo_type="model")
     for digest in digests:
         orphans = list((cache / folder / "blobs").glob(f"{digest}.????????.incomplete"))
         lock = cache / ".locks" / folder / f"{digest}.lock"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
+from pathlib import Path
 
 from layerpack.convert.destination import Destination
 from layerpack.convert.journal import Progress
@@ -20,6 +21,7 @@ _LEAST_NF4, _LEAST_OTHER = 0.9, 0.5
 class Remaining:
     """What is left to do. `scratch_bytes` are needed beside the pack, for a while.
 
+    `kept_bytes` are needed for good: downloads that stay in a cache on the pack's own disk.
     `pack_bytes` is the most that the rest of the pack takes, and `least_pack_bytes` the least: the
     same, unless it is compressed, as only the weights themselves tell how far that goes.
     `fetched_bytes` are those of the source files still to be gone through, `download_bytes` those
@@ -35,19 +37,28 @@ class Remaining:
     fetched_bytes: int
     download_bytes: int
     scratch_bytes: int
+    kept_bytes: int
     free_bytes: int
 
     @property
     def fits_if_small(self) -> bool:
         """Whether the disk has room enough only if compression leaves less than the most."""
-        free_bytes = self.free_bytes - self.scratch_bytes
+        free_bytes = self.free_bytes - self.scratch_bytes - self.kept_bytes
         return self.least_pack_bytes <= free_bytes < self.pack_bytes
 
 
 def find_remaining(
-    plan: ConversionPlan, source: Source, destination: Destination, done: Progress
+    plan: ConversionPlan,
+    source: Source,
+    destination: Destination,
+    done: Progress,
+    *,
+    cache: Path | None = None,
 ) -> Remaining:
-    """The rest of a conversion of which `done` is done. Reads no weight."""
+    """The rest of a conversion of which `done` is done. Reads no weight.
+
+    `cache` is a directory that exists where downloads stay, if they do.
+    """
     left = [blob for blob in plan.blobs if blob.file not in done.blobs]
     needed = {file for blob in left for file in blob.source_files}
     files = [f for f in source.files if f.name in needed or f.name not in done.source_digests]
@@ -66,8 +77,13 @@ def find_remaining(
         fetched_bytes=sum(file.file_bytes for file in files),
         download_bytes=sum(remote.values()),
         scratch_bytes=_scratch_bytes(left, source, destination, remote),
+        kept_bytes=sum(remote.values()) if _on_one_disk(cache, destination.partial) else 0,
         free_bytes=shutil.disk_usage(destination.partial).free,
     )
+
+
+def _on_one_disk(cache: Path | None, other: Path) -> bool:
+    return cache is not None and cache.stat().st_dev == other.stat().st_dev
 
 
 def _least_bytes(blob: BlobPlan) -> int:

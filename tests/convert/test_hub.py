@@ -394,6 +394,35 @@ def test_cache_too_small_is_known_beforehand(
         open_hub(tmp_path, keep_source=True)
 
 
+def test_a_cache_on_the_pack_s_disk_takes_of_the_same_room(
+    hub: HubServer, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[Remaining] = []
+    options = ConvertOptions(keep_source=True)
+    source_bytes = sum(path.stat().st_size for path in shards(checkpoint))
+    usage = type("Usage", (), {"free": source_bytes + 1000})
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.disk_usage", lambda _: usage)
+        with pytest.raises(DiskFullError, match=r"of pack and .* of downloads are to be written"):
+            convert(REPO, tmp_path / "out", options, announce=heard.append)
+    assert not (tmp_path / "out.layerpack-partial").exists()
+    assert not shards(tmp_path / "cache")
+    convert(REPO, tmp_path / "out", options)
+    convert(REPO, tmp_path / "again", options, announce=heard.append)
+    assert [work.kept_bytes for work in heard] == [source_bytes, 0]
+    assert [work.scratch_bytes for work in heard] == [0, 0]
+
+
+def test_a_cache_on_another_disk_takes_none_of_the_pack_s_room(
+    hub: HubServer, small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[Remaining] = []
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(small_disk / "cache"))
+    options = ConvertOptions(keep_source=True)
+    convert(REPO, tmp_path / "out", options, announce=heard.append)
+    assert heard[0].download_bytes and not heard[0].kept_bytes
+
+
 def test_gated(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.repos[REPO].gated = True
     for token in ("", "hf_wrong"):
