@@ -22,14 +22,14 @@ from shapes import SHAPES
 
 from layerpack.formats import nf4
 from layerpack.formats.blob import BlobWriter
-from layerpack.formats.digest import file_digest
+from layerpack.formats.digest import bytes_digest
 from layerpack.formats.layout import Nf4Spec, PlainSpec, layout_blob
 from layerpack.formats.manifest import (
     MANIFEST_NAME,
     Blob,
+    FileEntry,
     Manifest,
     Model,
-    PackFile,
     Quantization,
     Role,
     Source,
@@ -177,7 +177,11 @@ def make_pack(model: str, path: Path, *, num_layers: int | None = None) -> Manif
         quantization=Quantization(block_size=64, double_quant=True, head=False),
         blobs=tuple(blobs),
         files=tuple(
-            PackFile(name=file.name, file_bytes=file.stat().st_size, digest=file_digest(file))
+            FileEntry(
+                name=file.name,
+                file_bytes=file.stat().st_size,
+                digest=bytes_digest(file.read_bytes()),
+            )
             for file in sorted(path.glob("*.json"))
             if file.name != MANIFEST_NAME
         ),

@@ -91,12 +91,21 @@ def convert(
 
 def _announce(work: Remaining) -> None:
     """One line on standard error: what there is to do, and the room that it takes."""
-    parts = [f"{human_bytes(work.pack_bytes)} of pack to write"]
+    at_most = "at most " if work.least_pack_bytes < work.pack_bytes else ""
+    parts = [f"{at_most}{human_bytes(work.pack_bytes)} of pack to write"]
     if work.download_bytes:
         parts.insert(0, f"{human_bytes(work.download_bytes)} to download")
     if work.scratch_bytes:
         parts.append(f"{human_bytes(work.scratch_bytes)} of scratch space beside it")
+    if work.kept_bytes:
+        parts.append(f"{human_bytes(work.kept_bytes)} of downloads to keep on the same disk")
     parts.append(f"{human_bytes(work.free_bytes)} free")
     if work.done_blobs:
         parts.insert(0, f"going on, {work.done_blobs} of {work.num_blobs} blobs are done")
     click.echo(f"{work.architecture}, {work.num_layers} layers: {', '.join(parts)}", err=True)
+    if work.fits_if_small:
+        click.echo(
+            "it fits only if compression makes it small enough; if the disk fills up, "
+            "make room and run the same command again, it goes on from there",
+            err=True,
+        )

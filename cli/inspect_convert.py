@@ -32,10 +32,13 @@ def unfinished_lines(work: Unfinished) -> Iterator[str]:
     yield (
         f"done          {len(work.done)} of {total} blobs, {human_bytes(work.done_bytes)} "
         f"of {human_bytes(work.total_bytes)} ({share:.0%})"
+        + (f", compressed to {human_bytes(work.stored_bytes)}" if work.compressed else "")
     )
     if work.started:
         file, file_bytes = work.started
-        whole = human_bytes(work.outline.blobs.get(file, 0))
+        whole = ("at most " if work.compressed else "") + human_bytes(
+            work.outline.blobs.get(file, 0)
+        )
         yield printable(f"being written {file}, {human_bytes(file_bytes)} of {whole}")
     if work.missing:
         ranges = ", ".join(_ranges(work.missing, list(work.outline.blobs)))
@@ -63,6 +66,7 @@ def unfinished_document(work: Unfinished) -> dict[str, Any]:
         "missing": work.missing,
         "being_written": work.started and {"file": work.started[0], "bytes": work.started[1]},
         "done_bytes": work.done_bytes,
+        "stored_bytes": work.stored_bytes,
         "total_bytes": work.total_bytes,
         "digested_source_files": work.digested_files,
         "scratch_bytes": work.scratch_bytes,
@@ -80,8 +84,8 @@ def forecast_lines(
     yield ""
     download_s, disk_s = found.download_s(download_mb_s), found.disk_s(how["disk_gb_s"])
     yield (
-        f"converting writes {human_bytes(found.manifest.total_bytes)} and needs "
-        f"{human_bytes(found.scratch_bytes)} of scratch beside it; at least "
+        f"converting writes {human_bytes(found.manifest.total_bytes)} (less with --zstd) and "
+        f"needs {human_bytes(found.scratch_bytes)} of scratch beside it; at least "
         f"{human_seconds(max(download_s, disk_s))}:"
     )
     if found.download_bytes:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from layerpack.cli.progress import byte_bar
 from layerpack.formats.units import human_bytes
 
 
@@ -19,16 +20,9 @@ def unpack(pack: Path, out: Path, force: bool) -> None:
 
     OUT is what `layerpack convert` without --zstd writes, bit for bit; transformers loads it.
     """
-    from tqdm import tqdm
-
     from layerpack.convert.unpack import unpack as run
 
     start_s = time.monotonic()
-    with tqdm(desc="unpack", unit="B", unit_scale=True, leave=False) as bar:
-
-        def progress(done_bytes: int, total_bytes: int) -> None:
-            bar.total = total_bytes
-            bar.update(done_bytes - bar.n)
-
+    with byte_bar("unpack") as progress:
         manifest = run(pack, out, progress, force=force)
     click.echo(f"{out}: {human_bytes(manifest.total_bytes)} in {time.monotonic() - start_s:.1f} s")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from layerpack.cli.progress import byte_bar
 from layerpack.formats.errors import PackError
 from layerpack.formats.units import human_bytes
 
@@ -19,17 +20,10 @@ def verify(pack: Path) -> None:
     Each file that differs is named, with how: missing, size, header, digest. Reads go past the
     page cache where the system allows it, so that the disk is checked.
     """
-    from tqdm import tqdm
-
     from layerpack.formats.verify import verify_pack
 
     start_s = time.monotonic()
-    with tqdm(desc="verify", unit="B", unit_scale=True, leave=False) as bar:
-
-        def progress(done_bytes: int, total_bytes: int) -> None:
-            bar.total = total_bytes
-            bar.update(done_bytes - bar.n)
-
+    with byte_bar("verify") as progress:
         found = verify_pack(pack, progress)
     if found.differences:
         for difference in found.differences:

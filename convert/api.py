@@ -12,6 +12,7 @@ import torch
 from layerpack.convert.checkpoint_files import CONFIG_NAME, config_json, copied_files, index_json
 from layerpack.convert.config import read_config
 from layerpack.convert.destination import Destination, is_full
+from layerpack.convert.hub_download import existing_part, usual_cache
 from layerpack.convert.index import INDEX_NAME
 from layerpack.convert.journal import Journal, Progress
 from layerpack.convert.opening import open_source
@@ -66,10 +67,16 @@ def convert(
                 find_done(plan, run, destination, force=options.force),
                 about=outline_of(plan, opened).fields(),
             )
-            work = find_remaining(plan, opened, destination, done)
+            keeps = options.keep_source and opened.kind == "hub"
+            cache = existing_part(usual_cache()) if keeps else None
+            work = find_remaining(plan, opened, destination, done, cache=cache)
             if announce is not None:
                 announce(work)
-            destination.check_space(pack_bytes=work.pack_bytes, scratch_bytes=work.scratch_bytes)
+            destination.check_space(
+                pack_bytes=work.pack_bytes,
+                download_bytes=work.scratch_bytes + work.kept_bytes,
+                least_pack_bytes=work.least_pack_bytes,
+            )
             with Journal(destination.journal, run, done) as journal:
                 destination.sync_names()
                 _write_blobs(plan, work, opened, destination, journal, device, progress)
@@ -79,7 +86,9 @@ def convert(
             destination.commit()
         except OSError as reason:
             if is_full(reason):
-                raise destination.disk_full(_missing_bytes(plan, destination)) from reason
+                raise destination.disk_full(
+                    _missing_bytes(plan, destination), compressed=plan.compression is not None
+                ) from reason
             raise TargetError(
                 f"{reason.filename or destination.partial}: {reason.strerror}"
             ) from reason
@@ -102,7 +111,7 @@ def plan_source(source: Source, options: ConvertOptions) -> ConversionPlan:
 
 
 def make_manifest(
-    plan: ConversionPlan, done: Progress, source: Source, files: Iterable[pack.PackFile]
+    plan: ConversionPlan, done: Progress, source: Source, files: Iterable[pack.FileEntry]
 ) -> pack.Manifest:
     """The manifest of a conversion whose blobs, files and source digests are all known."""
     structure = plan.structure
@@ -128,7 +137,7 @@ def make_manifest(
             id=source.id,
             revision=source.revision,
             files=tuple(
-                pack.SourceFile(
+                pack.FileEntry(
                     name=file.name,
                     file_bytes=file.file_bytes,
                     digest=done.source_digests[file.name],
@@ -183,14 +192,14 @@ def _write_blobs(
 
 def _write_small_files(
     plan: ConversionPlan, source: Source, destination: Destination
-) -> list[pack.PackFile]:
+) -> list[pack.FileEntry]:
     """Config, index and what is copied from the source; what the manifest is to say of them."""
     config = config_json(read_config(source.config_dir), plan)
     written = [(CONFIG_NAME, config), (INDEX_NAME, index_json(plan))]
     files = []
     for name, data in (*copied_files(source.config_dir), *written):
         destination.write_file(name, data)
-        files.append(pack.PackFile(name=name, file_bytes=len(data), digest=bytes_digest(data)))
+        files.append(pack.FileEntry(name=name, file_bytes=len(data), digest=bytes_digest(data)))
     return sorted(files, key=lambda file: file.name)
 
 

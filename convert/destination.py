@@ -86,26 +86,42 @@ class Destination:
             shutil.rmtree(self.scratch, ignore_errors=True)
             self.pack.mkdir()
 
-    def check_space(self, *, pack_bytes: int, scratch_bytes: int) -> None:
-        """Raises DiskFullError if the disk lacks room for what is still to be written."""
-        needed = pack_bytes + scratch_bytes
+    def check_space(
+        self, *, pack_bytes: int, download_bytes: int = 0, least_pack_bytes: int | None = None
+    ) -> None:
+        """Raises DiskFullError if what is still to be written cannot fit on the disk.
+
+        That is known of `least_pack_bytes`, if given; `pack_bytes` are then the most it can be.
+        `download_bytes` are those of downloads that lie beside the pack at a time.
+        """
+        needed = pack_bytes + download_bytes
+        least = needed if least_pack_bytes is None else least_pack_bytes + download_bytes
         free = shutil.disk_usage(self.partial).free
-        if free >= needed:
+        if free >= least:
             return
-        scratch = f" and {human_bytes(scratch_bytes)} of scratch" if scratch_bytes else ""
+        at_most = "at most " if least < needed else ""
+        beside = f" and {human_bytes(download_bytes)} of downloads" if download_bytes else ""
         raise DiskFullError(
-            f"{self.out.parent}: {human_bytes(pack_bytes)} of pack{scratch} are to be written "
-            f"but {human_bytes(free)} are free; make room for {human_bytes(needed - free)} more"
+            f"{self.out.parent}: {at_most}{human_bytes(pack_bytes)} of pack{beside} are to be "
+            f"written but {human_bytes(free)} are free; make room for {human_bytes(needed - free)} "
+            "more"
         )
 
-    def disk_full(self, missing_bytes: int) -> DiskFullError:
-        """The error for a disk that filled up during the work."""
+    def disk_full(
+        self, missing_bytes: int, *, compressed: bool = False, resumes: bool = True
+    ) -> DiskFullError:
+        """The error for a disk that filled up during the work.
+
+        `missing_bytes` of the pack are still to be written; `compressed`, that is the most it can
+        be. `resumes` says whether another run goes on from here or begins anew.
+        """
         free = shutil.disk_usage(self.partial).free
         more = f" for {human_bytes(missing_bytes - free)} more" if missing_bytes > free else ""
         return DiskFullError(
-            f"{self.out.parent}: the disk is full, {human_bytes(missing_bytes)} of the pack are "
-            f"still to be written and {human_bytes(free)} are free; make room{more} and run the "
-            "same command again, it goes on from here"
+            f"{self.out.parent}: the disk is full, {'at most ' if compressed else ''}"
+            f"{human_bytes(missing_bytes)} of the pack are still to be written and "
+            f"{human_bytes(free)} are free; make room{more} and run the same command again"
+            + (", it goes on from here" if resumes else "")
         )
 
     def sync_names(self) -> None:

@@ -6,7 +6,7 @@ Headers, config and tokenizer are read (from the Hub, fetched), weights are not.
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from layerpack.convert.api import make_manifest, plan_source
@@ -23,6 +23,7 @@ from layerpack.formats.nf4 import Nf4State
 class Forecast:
     """`manifest` is that of the pack to be, without digests and offsets, which weights decide.
 
+    They decide how far zstd gets, too: this is the plain pack, and a compressed one at most as big.
     `download_bytes` are to come from the Hub, what its cache holds left out; `scratch_bytes` is
     the room needed beside the pack while converting.
     """
@@ -52,7 +53,7 @@ class Forecast:
 
 def forecast(source: str, options: ConvertOptions | None = None) -> Forecast:
     """The forecast for a checkpoint directory, a GGUF file or a Hub repo id. Raises SourceError."""
-    options = options or ConvertOptions()
+    options = replace(options or ConvertOptions(), zstd_level=None)
     with (
         tempfile.TemporaryDirectory(prefix="layerpack-look-") as scratch,
         open_source(source, options, scratch=Path(scratch)) as opened,

@@ -113,13 +113,23 @@ def check_cache_space(repo: str, missing_bytes: int) -> None:
         )
 
 
-def _free_space(local_dir: Path | None) -> tuple[Path, int]:
-    """Where downloads go to (None: the usual cache), as far as it exists, and bytes free there."""
+def usual_cache() -> Path:
+    """The directory that huggingface_hub keeps downloads in. It may not be there yet."""
     from huggingface_hub import constants
 
-    place = local_dir or Path(constants.HF_HUB_CACHE)
-    while not place.exists():
-        place = place.parent
+    return Path(constants.HF_HUB_CACHE)
+
+
+def existing_part(path: Path) -> Path:
+    """The path itself, or the nearest directory above it that exists."""
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def _free_space(local_dir: Path | None) -> tuple[Path, int]:
+    """Where downloads go to (None: the usual cache), as far as it exists, and bytes free there."""
+    place = existing_part(local_dir or usual_cache())
     return place, shutil.disk_usage(place).free
 
 

@@ -66,7 +66,7 @@ def _source(kind: str, name: str, revision: str | None, files: Mapping[str, int]
         id=name,
         revision=revision,
         files=tuple(
-            pack.SourceFile(name=file, file_bytes=file_bytes, digest="")
+            pack.FileEntry(name=file, file_bytes=file_bytes, digest="")
             for file, file_bytes in files.items()
         ),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,17 +12,19 @@ import torch
 
 from layerpack.convert.api import plan_source
 from layerpack.convert.dequantize import Nf4Decoder
+from layerpack.convert.dtypes import TORCH_DTYPES
 from layerpack.convert.opening import open_source
 from layerpack.convert.options import ConvertOptions
 from layerpack.convert.plan import Action, ConversionPlan, Item
-from layerpack.convert.shard import Shard
 from layerpack.convert.source import Source
 from layerpack.convert.weights import WeightReader
 from layerpack.formats import manifest as formats
 from layerpack.formats import nf4
-from layerpack.formats.errors import PackError, SourceError
+from layerpack.formats.errors import SourceError
+from layerpack.formats.frame_reader import raw_reader
 from layerpack.formats.manifest import Blob
 from layerpack.formats.pack import Pack
+from layerpack.formats.read import BufferedReader, Reader
 from layerpack.formats.summary import stored_as
 
 _PIECE_ELEMENTS = 1 << 22
@@ -49,13 +52,8 @@ def blob_errors(
 
     `source` is a directory or a GGUF file; None: the one in the manifest, or the Hub's cache.
     `report` takes the parameters compared since last time. Raises SourceError if the source is not
-    on this machine, or not of the same model, PackError if the pack is compressed.
+    on this machine, or not of the same model, StreamError if the pack cannot be read.
     """
-    if pack.manifest.compression is not None:
-        raise PackError(
-            f"{pack.path}: is compressed, and only a plain pack can be compared; "
-            "run `layerpack unpack` first"
-        )
     name = source or _default_source(pack.manifest.source)
     path = Path(name).expanduser()
     if not path.exists():
@@ -64,11 +62,13 @@ def blob_errors(
     with open_source(name, options, scratch=path) as opened:
         plan = plan_source(opened, options)
         _check_same(pack, plan, name)
-        for blob, planned in zip(pack.manifest.blobs, plan.blobs, strict=True):
-            for file in planned.source_files:
-                opened.fetch(file, lambda _: None)
-            comparison = _Comparison(pack, blob, opened, plan)
-            yield comparison.run({item.spec.name: item for item in planned.items}, report)
+        with closing(raw_reader(pack, BufferedReader())) as reader:
+            for blob, planned in zip(pack.manifest.blobs, plan.blobs, strict=True):
+                for file in planned.source_files:
+                    opened.fetch(file, lambda _: None)
+                stored = _StoredTensors(reader, pack.blob_path(blob), blob)
+                comparison = _Comparison(stored, opened, plan)
+                yield comparison.run({item.spec.name: item for item in planned.items}, report)
 
 
 def _default_source(source: formats.Source) -> str:
@@ -86,7 +86,7 @@ def _default_source(source: formats.Source) -> str:
 
 
 def _check_same(pack: Pack, plan: ConversionPlan, name: str) -> None:
-    ours = [(blob.file, set(stored_as(blob))) for blob in pack.manifest.blobs]
+    ours = [(blob.raw_file, set(stored_as(blob))) for blob in pack.manifest.blobs]
     theirs = [(blob.file, {item.spec.name for item in blob.items}) for blob in plan.blobs]
     if ours != theirs:
         raise SourceError(f"{name}: not the model that {pack.path} was made from; use --source")
@@ -102,35 +102,47 @@ def _check_same(pack: Pack, plan: ConversionPlan, name: str) -> None:
                 )
 
 
+@dataclass(frozen=True, slots=True)
+class _StoredTensors:
+    """The tensors of one blob of the pack, plain or compressed."""
+
+    reader: Reader
+    path: Path
+    blob: Blob
+
+    def read(self, name: str) -> torch.Tensor:
+        """All of it. Raises StreamError."""
+        entry = self.blob.tensor(name)
+        tensor = torch.empty(entry.shape, dtype=TORCH_DTYPES[entry.dtype])
+        raw = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+        self.reader.read(self.path, entry.offset_bytes, entry.length_bytes, raw)
+        return tensor
+
+
 class _Comparison:
     """One blob's tensors, read piece by piece from the pack and from the source."""
 
-    def __init__(self, pack: Pack, blob: Blob, source: Source, plan: ConversionPlan) -> None:
-        self._blob, self._source = blob, source
+    def __init__(self, stored: _StoredTensors, source: Source, plan: ConversionPlan) -> None:
+        self._have, self._source = stored, source
         self._weights = WeightReader(source, plan.storage)
-        self._path = pack.blob_path(blob)
 
     def run(self, items: dict[str, Item], report: Report) -> BlobError:
         """Waits until all is compared."""
-        shard = Shard(self._path)
         total, worst = [0.0, 0.0], ("", -1.0)
-        try:
-            for name in stored_as(self._blob):
-                off, norm = self._compare(shard, name, items[name], report)
-                total = [total[0] + off, total[1] + norm]
-                worst = max(worst, (name, _relative(off, norm)), key=lambda pair: pair[1])
-        finally:
-            shard.close()
+        for name in stored_as(self._have.blob):
+            off, norm = self._compare(name, items[name], report)
+            total = [total[0] + off, total[1] + norm]
+            worst = max(worst, (name, _relative(off, norm)), key=lambda pair: pair[1])
         return BlobError(
-            file=self._blob.file,
+            file=self._have.blob.file,
             error=_relative(*total),
             worst_tensor=worst[0],
             worst_error=worst[1],
         )
 
-    def _compare(self, shard: Shard, name: str, item: Item, report: Report) -> tuple[float, float]:
+    def _compare(self, name: str, item: Item, report: Report) -> tuple[float, float]:
         """Sums of squares: of the difference, and of the source's weight."""
-        stored = self._stored(shard, name)
+        stored = self._stored(name)
         off = norm = 0.0
         position = 0
         for piece in self._wanted(item):
@@ -142,11 +154,11 @@ class _Comparison:
             report(wanted.numel())
         return off, norm
 
-    def _stored(self, shard: Shard, name: str) -> Callable[[int, int], torch.Tensor]:
-        state = self._blob.nf4.get(name)
+    def _stored(self, name: str) -> Callable[[int, int], torch.Tensor]:
+        state = self._have.blob.nf4.get(name)
         if state is not None:
-            return Nf4Decoder(state, lambda suffix: shard.read(name + suffix)).elements
-        whole = shard.read(name).reshape(-1)
+            return Nf4Decoder(state, lambda suffix: self._have.read(name + suffix)).elements
+        whole = self._have.read(name).reshape(-1)
         return lambda begin, end: whole[begin:end]
 
     def _wanted(self, item: Item) -> Iterator[torch.Tensor]:

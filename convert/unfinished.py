@@ -13,6 +13,7 @@ from layerpack.convert.destination import PARTIAL_SUFFIX, Destination
 from layerpack.convert.journal import BlobRecord, read_journal
 from layerpack.convert.outline import Outline, parse_outline
 from layerpack.formats.blob import PARTIAL_SUFFIX as UNWRITTEN_SUFFIX
+from layerpack.formats.frame_table import FRAMES_SUFFIX
 
 _LOCKS = Path("/proc/locks")
 
@@ -23,6 +24,7 @@ class Unfinished:
 
     `done` and `missing` are names of blobs; `started` is (file, bytes) of the one being written.
     `digested_files` counts source files that have been read whole; `scratch_bytes` are downloads.
+    `stored_bytes` are those of the blobs that are done as they lie there, compressed or not.
     `running` is None where the system does not tell.
     """
 
@@ -32,9 +34,15 @@ class Unfinished:
     done: tuple[str, ...]
     missing: tuple[str, ...]
     started: tuple[str, int] | None
+    stored_bytes: int
     digested_files: int
     scratch_bytes: int
     running: bool | None
+
+    @property
+    def compressed(self) -> bool:
+        """Whether the pack to be is a compressed one."""
+        return any(file.endswith(FRAMES_SUFFIX) for file in (*self.done, *self.missing))
 
     @property
     def total_bytes(self) -> int:
@@ -80,6 +88,7 @@ def read_unfinished(partial: Path) -> Unfinished:
         done=done,
         missing=tuple(file for file in planned if file not in done),
         started=started[0] if started else None,
+        stored_bytes=sum(sizes[file] for file in done),
         digested_files=len(progress.source_digests),
         scratch_bytes=_tree_bytes(place.scratch),
         running=_is_locked(place.partial / "lock"),

@@ -12,14 +12,14 @@ from pathlib import Path
 from layerpack.convert.destination import Destination, is_full
 from layerpack.formats.digest import Digest, bytes_digest
 from layerpack.formats.each_file import ProgressCallback, Report, for_each_file
-from layerpack.formats.errors import DiskFullError, PackError, StreamError, TargetError
+from layerpack.formats.errors import PackError, StreamError, TargetError
 from layerpack.formats.frame_reader import raw_reader
 from layerpack.formats.frame_table import FrameTable
 from layerpack.formats.manifest import MANIFEST_NAME, Blob, Manifest
 from layerpack.formats.manifest_json import dump_manifest
 from layerpack.formats.pack import Pack
 from layerpack.formats.read import Reader, open_reader
-from layerpack.formats.units import MIB, align_up, human_bytes
+from layerpack.formats.units import MIB, align_up
 from layerpack.formats.write import open_output
 
 _PIECE_BYTES = 16 * MIB
@@ -51,19 +51,19 @@ def unpack(
                 "name another target or remove the directory"
             )
         destination.discard()  # what a killed run left
-        small_bytes = sum(file.file_bytes for file in plain.files)
-        destination.check_space(pack_bytes=plain.total_bytes + small_bytes, scratch_bytes=0)
+        index = dump_manifest(plain)
+        small_bytes = sum(file.file_bytes for file in plain.files) + len(index)
+        pack_bytes = plain.total_bytes + small_bytes
+        destination.check_space(pack_bytes=pack_bytes)
         try:
             _copy_small_files(pack, destination)
             _expand_blobs(pack, destination, progress)
-            destination.write_file(MANIFEST_NAME, dump_manifest(plain))
+            destination.write_file(MANIFEST_NAME, index)
             destination.commit()
         except OSError as reason:
             if is_full(reason):
-                raise DiskFullError(
-                    f"{destination.out.parent}: the disk is full; the plain pack takes "
-                    f"{human_bytes(plain.total_bytes)}; make room and run again"
-                ) from reason
+                destination.discard()  # so that what is free then is what another run finds
+                raise destination.disk_full(pack_bytes, resumes=False) from reason
             raise TargetError(
                 f"{reason.filename or destination.partial}: {reason.strerror}"
             ) from reason

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import xxhash
 
 _PREFIX = "xxh3_128:"
 _PATTERN = re.compile(r"xxh3_128:[0-9a-f]{32}")
-_READ_BYTES = 8 << 20
 
 
 class Digest:
@@ -37,14 +35,4 @@ def bytes_digest(data: bytes) -> str:
     """The digest of bytes at hand."""
     digest = Digest()
     digest.update(data)
-    return digest.text
-
-
-def file_digest(path: Path) -> str:
-    """The digest of a whole file, read through the page cache. Raises OSError."""
-    digest = Digest()
-    buffer = memoryview(bytearray(_READ_BYTES))
-    with open(path, "rb", buffering=0) as file:
-        while count := file.readinto(buffer):
-            digest.update(buffer[:count])
     return digest.text

@@ -26,17 +26,11 @@ class Role(str, Enum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SourceFile:
-    """One file that the pack was made from. `digest` is `xxh3_128:…` or `sha256:…`."""
+class FileEntry:
+    """A file of the source, or a small one beside the blobs: config, tokenizer, index.
 
-    name: str
-    file_bytes: int
-    digest: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PackFile:
-    """A small file beside the blobs: config, tokenizer, index. `digest` is `xxh3_128:…`."""
+    `digest` is `xxh3_128:…`; of a source file, `sha256:…` where the Hub states that.
+    """
 
     name: str
     file_bytes: int
@@ -50,7 +44,7 @@ class Source:
     kind: str
     id: str
     revision: str | None
-    files: tuple[SourceFile, ...]
+    files: tuple[FileEntry, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,7 +158,7 @@ class Manifest:
     model: Model
     quantization: Quantization
     blobs: tuple[Blob, ...]
-    files: tuple[PackFile, ...] = ()
+    files: tuple[FileEntry, ...] = ()
     compression: Compression | None = None
 
     @property

@@ -17,9 +17,8 @@ from layerpack.formats.manifest import (
     FORMAT_VERSION,
     MANIFEST_NAME,
     Blob,
+    FileEntry,
     Manifest,
-    PackFile,
-    SourceFile,
 )
 from layerpack.formats.manifest_reader import ManifestReader
 from layerpack.formats.nf4 import NESTED_BLOCK_SIZE
@@ -86,7 +85,7 @@ def _frame_fields(table: FrameTable) -> dict[str, Any]:
     }
 
 
-def _file_fields(file: SourceFile | PackFile) -> dict[str, Any]:
+def _file_fields(file: FileEntry) -> dict[str, Any]:
     return {"name": file.name, "size_bytes": file.file_bytes, "digest": file.digest}
 
 

@@ -11,13 +11,12 @@ from layerpack.formats.header import TensorEntry, is_shape, is_size
 from layerpack.formats.manifest import (
     Blob,
     Compression,
+    FileEntry,
     Manifest,
     Model,
-    PackFile,
     Quantization,
     Role,
     Source,
-    SourceFile,
 )
 from layerpack.formats.nf4 import NESTED_BLOCK_SIZE, Nf4State, is_finite
 
@@ -46,7 +45,7 @@ class ManifestReader:
             model=self.model(document.get("model")),
             quantization=self.quantization(document.get("quantization")),
             blobs=tuple(self.blob(blob, f"blobs[{i}].") for i, blob in enumerate(blobs)),
-            files=tuple(PackFile(**fields) for fields in self.files(document, "")),
+            files=self.files(document, ""),
             compression=self.compression(document),
         )
 
@@ -65,19 +64,19 @@ class ManifestReader:
             kind=self.take(fields, "kind", _is_text, "source.", ""),
             id=self.take(fields, "id", _is_text, "source.", ""),
             revision=self.take(fields, "revision", _is_text_or_none, "source.", None),
-            files=tuple(SourceFile(**file) for file in self.files(fields, "source.")),
+            files=self.files(fields, "source."),
         )
 
-    def files(self, fields: Any, where: str) -> list[dict[str, Any]]:
+    def files(self, fields: Any, where: str) -> tuple[FileEntry, ...]:
         files = self.take(fields, "files", _is_list, where, [])
-        return [
-            {
-                "name": self.take(file, "name", _is_text, f"{where}files[{i}].", ""),
-                "file_bytes": self.take(file, "size_bytes", is_size, f"{where}files[{i}].", 0),
-                "digest": self.take(file, "digest", _is_text, f"{where}files[{i}].", ""),
-            }
+        return tuple(
+            FileEntry(
+                name=self.take(file, "name", _is_text, f"{where}files[{i}].", ""),
+                file_bytes=self.take(file, "size_bytes", is_size, f"{where}files[{i}].", 0),
+                digest=self.take(file, "digest", _is_text, f"{where}files[{i}].", ""),
+            )
             for i, file in enumerate(files)
-        ]
+        )
 
     def model(self, fields: Any) -> Model:
         return Model(

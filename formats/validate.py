@@ -9,7 +9,7 @@ from layerpack.formats import nf4
 from layerpack.formats.digest import is_digest
 from layerpack.formats.frame_table import FRAMES_SUFFIX
 from layerpack.formats.header import TensorEntry
-from layerpack.formats.manifest import MANIFEST_NAME, Blob, Manifest, PackFile, Role
+from layerpack.formats.manifest import MANIFEST_NAME, Blob, FileEntry, Manifest, Role
 from layerpack.formats.units import DTYPE_BYTES, PAGE_BYTES, num_elements
 
 _PLAIN_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}\.safetensors(\.zst)?")
@@ -99,7 +99,7 @@ def _title(role: Role, layer: int | None) -> str:
     return role.value if layer is None else f"{role.value} {layer}"
 
 
-def _file_problems(file: PackFile) -> Iterator[str]:
+def _file_problems(file: FileEntry) -> Iterator[str]:
     plain = file.name.isprintable() and not set(file.name) & set("/\\")
     if not plain or file.name in (".", "..", MANIFEST_NAME):
         yield f"file name {file.name!r} is not a plain name inside the pack"

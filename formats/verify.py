@@ -16,7 +16,7 @@ from layerpack.formats.digest import Digest
 from layerpack.formats.each_file import ProgressCallback, Report, for_each_file
 from layerpack.formats.errors import PackError, StreamError
 from layerpack.formats.frame_reader import raw_reader
-from layerpack.formats.manifest import MANIFEST_NAME, Blob, PackFile
+from layerpack.formats.manifest import MANIFEST_NAME, Blob, FileEntry
 from layerpack.formats.pack import Pack, read_manifest, stored_header
 from layerpack.formats.read import BufferedReader, Reader, open_reader
 from layerpack.formats.units import MIB, align_up
@@ -80,7 +80,7 @@ def verify_pack(
         _absent(name) for name in sorted(unlisted) if not (path / name).is_file()
     ]
     # The largest first: at the end several threads have something to do.
-    files: list[Blob | PackFile] = sorted(
+    files: list[Blob | FileEntry] = sorted(
         (*manifest.blobs, *manifest.files), key=lambda file: -file.file_bytes
     )
     total_bytes = sum(file.file_bytes for file in files)
@@ -111,7 +111,7 @@ def require_intact(path: Path | str, progress: ProgressCallback | None = None) -
 
 
 def check_file(
-    pack: Pack, file: Blob | PackFile, reader: Reader, report: Report
+    pack: Pack, file: Blob | FileEntry, reader: Reader, report: Report
 ) -> Difference | None:
     """One file against the manifest: size, header, digest, the states of its weights."""
     name = file.file if isinstance(file, Blob) else file.name
@@ -134,7 +134,7 @@ def _absent(name: str) -> Difference:
 
 
 def _content(
-    pack: Pack, file: Blob | PackFile, path: Path, reader: Reader, report: Report
+    pack: Pack, file: Blob | FileEntry, path: Path, reader: Reader, report: Report
 ) -> tuple[How, str]:
     """How a file of the right size differs; with an empty text if it does not."""
     try:

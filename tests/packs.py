@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from layerpack.convert.options import ConvertOptions
+
 
 def differing(path: Path, other: Path) -> list[str]:
     """Names of the files that are not the same in both directories."""
@@ -27,3 +29,11 @@ def compressed(frame_bytes: int) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("layerpack.formats.blob.FRAME_BYTES", frame_bytes)
         yield
+
+
+def convert_to_many_frames(source: Path, out: Path, options: ConvertOptions) -> None:
+    """A conversion as any other, its frames small if it compresses. For processes of their own."""
+    from layerpack.convert.api import convert
+
+    with compressed(16384):
+        convert(str(source), out, options)

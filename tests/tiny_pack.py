@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 
-from layerpack.formats import nf4
-from layerpack.formats.blob import BlobWriter
+from random_blob import write_random_blob
+
 from layerpack.formats.digest import bytes_digest
-from layerpack.formats.layout import Nf4Spec, PlainSpec, layout_blob
+from layerpack.formats.layout import Nf4Spec, PlainSpec
 from layerpack.formats.manifest import (
     MANIFEST_NAME,
-    Blob,
+    FileEntry,
     Manifest,
     Model,
-    PackFile,
     Quantization,
     Role,
     Source,
@@ -35,9 +33,9 @@ def write_tiny_pack(path: Path) -> Manifest:
     norm = PlainSpec(name="layers.0.norm.weight", dtype="BF16", shape=(SIDE,))
     last = PlainSpec(name="norm.weight", dtype="BF16", shape=(SIDE,))
     blobs = (
-        _write(path / "embed.safetensors", [matrix], Role.EMBEDDING, None),
-        _write(path / "layer-000.safetensors", [weight, norm], Role.LAYER, 0),
-        _write(path / "head.safetensors", [last], Role.HEAD, None),
+        write_random_blob(path / "embed.safetensors", Role.EMBEDDING, None, matrix),
+        write_random_blob(path / "layer-000.safetensors", Role.LAYER, 0, weight, norm),
+        write_random_blob(path / "head.safetensors", Role.HEAD, None, last),
     )
     for name, data in _FILES.items():
         (path / name).write_bytes(data)
@@ -56,38 +54,9 @@ def write_tiny_pack(path: Path) -> Manifest:
         quantization=Quantization(block_size=64, double_quant=True, head=False),
         blobs=blobs,
         files=tuple(
-            PackFile(name=name, file_bytes=len(data), digest=bytes_digest(data))
+            FileEntry(name=name, file_bytes=len(data), digest=bytes_digest(data))
             for name, data in _FILES.items()
         ),
     )
     (path / MANIFEST_NAME).write_bytes(dump_manifest(manifest))
     return manifest
-
-
-def _write(path: Path, specs: list[Nf4Spec | PlainSpec], role: Role, layer: int | None) -> Blob:
-    layout = layout_blob(specs)
-    states = {
-        spec.name: nf4.Nf4State(
-            shape=spec.shape, block_size=spec.block_size, dtype="BF16", nested_offset=0.125
-        )
-        for spec in specs
-        if isinstance(spec, Nf4Spec)
-    }
-    chance = random.Random(path.name)
-    with BlobWriter(path, layout) as writer:
-        for entry in layout.tensors:
-            if entry.name.endswith(nf4.STATE):
-                state = states[entry.name.removesuffix(nf4.STATE)]
-                writer.write(entry.name, nf4.encode_state(state, entry.length_bytes))
-            else:
-                writer.write(entry.name, chance.randbytes(entry.length_bytes))
-    assert writer.digest is not None
-    return Blob(
-        role=role,
-        layer=layer,
-        file=path.name,
-        file_bytes=layout.file_bytes,
-        digest=writer.digest,
-        tensors=layout.tensors,
-        nf4=states,
-    )

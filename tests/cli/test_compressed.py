@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +13,11 @@ from packs import compressed
 
 from layerpack.cli import main as cli
 from layerpack.convert import ConvertOptions, convert
+from layerpack.convert.forecast import forecast
 from layerpack.convert.unfinished import read_unfinished
+from layerpack.formats.frame_table import Coding
+from layerpack.formats.pack import Pack
+from layerpack.formats.units import human_bytes
 
 ZSTD = ConvertOptions(zstd_level=1)
 Run = Callable[..., tuple[object, str, str]]
@@ -71,8 +77,30 @@ def test_inspect_of_an_unfinished_one_counts_what_is_done(
     (partial,) = tmp_path.iterdir()
     work = read_unfinished(partial)
     assert set(work.done) == {file.name for file in (partial / "pack").glob("*.zst")} != set()
-    assert 0 < work.done_bytes < work.total_bytes
-    assert f"{len(work.done)} of 5 blobs" in run("inspect", tmp_path / "out")[1]
+    assert 0 < work.stored_bytes < work.done_bytes < work.total_bytes
+    (partial / "pack" / f"{work.missing[0]}.partial").write_bytes(b"123")
+    text = run("inspect", tmp_path / "out")[1]
+    assert f"{len(work.done)} of 5 blobs" in text
+    assert f", compressed to {human_bytes(work.stored_bytes)}\n" in text
+    assert f"being written {work.missing[0]}, 3 B of at most " in text
+
+
+def test_the_room_it_takes_is_a_bound_beforehand(
+    run: Run, source: Path, pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain_bytes = Pack.open(pack).manifest.raw_bytes
+    assert f"writes {human_bytes(plain_bytes)} (less with --zstd)" in run("inspect", source)[1]
+    assert forecast(str(source), ZSTD) == forecast(str(source))
+    convert_it = ("convert", source, tmp_path / "out", "--zstd", 1, "--device", "cpu", "--force")
+    _, _, err = run(*convert_it)
+    assert re.search(r" layers: at most [\d.]+ kB of pack to write, ", err)
+
+    class Usage:
+        free = plain_bytes - 1
+
+    monkeypatch.setattr("shutil.disk_usage", lambda _: Usage)
+    code, _, err = run(*convert_it)
+    assert not code and err.startswith("it fits only if compression makes it small enough")
 
 
 def test_plan_says_whether_it_pays(run: Run, pack: Path) -> None:
@@ -87,9 +115,33 @@ def test_plan_says_whether_it_pays(run: Run, pack: Path) -> None:
     assert found["pass_s"] == how["decode_s"] > how["unpacked_pass_s"]
 
 
-@pytest.mark.parametrize("command", [("inspect", "--stats"), ("bench", "--device", "cpu")])
-def test_what_needs_the_plain_pack_says_so(run: Run, pack: Path, command: tuple[str, ...]) -> None:
-    code, _, err = run(command[0], pack, *command[1:])
+def test_errors_are_those_of_the_plain_pack(
+    run: Run, source: Path, pack: Path, tmp_path: Path
+) -> None:
+    convert(str(source), tmp_path / "plain")
+    compare = ("--stats", "--json")
+    rows = json.loads(run("inspect", pack, *compare)[1])["errors"]
+    plain = json.loads(run("inspect", tmp_path / "plain", *compare)[1])["errors"]
+    assert rows == [{**row, "file": row["file"] + ".zst"} for row in plain]
+    assert any(row["error"] > 0.05 for row in rows)
+
+
+def test_errors_of_a_damaged_pack_are_not_made_up(run: Run, pack: Path, tmp_path: Path) -> None:
+    shutil.copytree(pack, damaged := tmp_path / "damaged")
+    blob = Pack.open(damaged).manifest.layers[1]
+    assert blob.frames is not None
+    frame = next(frame for frame in blob.frames.frames[1:] if frame.coding is Coding.ZSTD)
+    with open(damaged / blob.file, "r+b") as file:
+        file.seek(frame.offset_bytes)
+        file.write(b"zstd's own mark is gone")
+    code, _, err = run("inspect", damaged, "--stats")
+    assert code == 1
+    assert f"{blob.file}: the frame at byte {frame.offset_bytes} " in err
+    assert err.endswith("run `layerpack verify`")
+
+
+def test_bench_needs_the_plain_pack_and_says_so(run: Run, pack: Path) -> None:
+    code, _, err = run("bench", pack, "--device", "cpu")
     assert code == 1
     assert "packed: is compressed, " in err and "run `layerpack unpack` first" in err
 

@@ -152,6 +152,7 @@ def test_unfinished_work_is_told_from_both_names(
     assert 0 < shown["done_bytes"] < shown["total_bytes"]
     present = {file.name: file.stat().st_size for file in (partial / "pack").iterdir()}
     assert present == {file: shown["blobs"][file] for file in shown["done"]}
+    assert shown["stored_bytes"] == shown["done_bytes"]
     assert sorted(shown["done"] + shown["missing"]) == sorted(shown["blobs"])
     assert len(shown["blobs"]) == 7
     text = inspect(out, text=True)

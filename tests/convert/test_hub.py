@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from hub_server import COMMIT, TOKEN, HubServer, Repo
 from huggingface_hub import constants
 
@@ -288,6 +290,58 @@ def test_orphans_of_killed_downloads_are_cleared_and_whole_shards_used(
     ]
 
 
+def kill_in_download(hub: HubServer, tmp_path: Path, shard: Path) -> Path:
+    """What a process leaves in the usual cache that is killed as it waits for bytes."""
+    script = (
+        "import sys; from pathlib import Path; from layerpack.convert.hub import HubSource\n"
+        "source = HubSource.open(sys.argv[1], revision=None, scratch=Path(sys.argv[2]),"
+        " keep_source=True)\n"
+        "source.fetch(sys.argv[3], lambda _: None)"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", script, REPO, str(tmp_path / "scratch"), shard.name],
+        env={**os.environ, "HF_ENDPOINT": hub.url, "HF_HUB_CACHE": str(tmp_path / "cache")},
+    )
+    hub.fail(f"/cdn/{REPO}/{shard.name}", cut_after_bytes=None)  # the request for its header
+    hub.fail(f"/cdn/{REPO}/{shard.name}", hook=child.kill)
+    assert child.wait(timeout=60) == -signal.SIGKILL
+    (orphan,) = (tmp_path / "cache").rglob("*.incomplete")
+    return orphan
+
+
+def test_orphans_in_the_usual_cache_are_cleared_if_nobody_can_be_writing_them(
+    hub: HubServer, checkpoint: Path, tmp_path: Path
+) -> None:
+    shard = shards(checkpoint)[0]
+    orphan = kill_in_download(hub, tmp_path, shard)
+    sha256 = hashlib.sha256(shard.read_bytes()).hexdigest()
+    assert orphan.name.startswith(sha256)
+    others = [
+        orphan.with_name(f"{'0' * 64}.01234567.incomplete"),
+        orphan.with_name(f"{sha256}.incomplete"),  # older huggingface_hub: it goes on with it
+    ]
+    for path in others:
+        path.write_bytes(b"x")
+    with open_hub(tmp_path, keep_source=True) as source:
+        assert orphan.exists()  # written a moment ago
+    for path in (orphan, *others):
+        os.utime(path, (time.time() - 3600,) * 2)
+    open_hub(tmp_path)
+    assert orphan.exists()  # not ours to clear: nothing is downloaded there
+    lock = tmp_path / "cache" / ".locks" / "models--org--tiny" / f"{sha256}.lock"
+    with FileLock(lock), open_hub(tmp_path, keep_source=True):
+        pass
+    assert orphan.exists()
+    with open_hub(tmp_path, keep_source=True) as source:
+        assert not orphan.exists()
+        orphan.write_bytes(b"x")
+        os.utime(orphan, (time.time() - 3600,) * 2)
+        take_all(source)
+    assert sorted((tmp_path / "cache").rglob("*.incomplete")) == sorted(others)
+    with open_hub(tmp_path, keep_source=True) as source:
+        take_all(source)
+
+
 def test_kept_source_goes_to_the_usual_cache_and_serves_the_next_run_offline(
     hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -338,6 +392,35 @@ def test_cache_too_small_is_known_beforehand(
     monkeypatch.setattr("layerpack.convert.hub_download.shutil.disk_usage", lambda _: usage)
     with pytest.raises(DiskFullError, match=r"1\.0 kB are free"):
         open_hub(tmp_path, keep_source=True)
+
+
+def test_a_cache_on_the_pack_s_disk_takes_of_the_same_room(
+    hub: HubServer, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[Remaining] = []
+    options = ConvertOptions(keep_source=True)
+    source_bytes = sum(path.stat().st_size for path in shards(checkpoint))
+    usage = type("Usage", (), {"free": source_bytes + 1000})
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.disk_usage", lambda _: usage)
+        with pytest.raises(DiskFullError, match=r"of pack and .* of downloads are to be written"):
+            convert(REPO, tmp_path / "out", options, announce=heard.append)
+    assert not (tmp_path / "out.layerpack-partial").exists()
+    assert not shards(tmp_path / "cache")
+    convert(REPO, tmp_path / "out", options)
+    convert(REPO, tmp_path / "again", options, announce=heard.append)
+    assert [work.kept_bytes for work in heard] == [source_bytes, 0]
+    assert [work.scratch_bytes for work in heard] == [0, 0]
+
+
+def test_a_cache_on_another_disk_takes_none_of_the_pack_s_room(
+    hub: HubServer, small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[Remaining] = []
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(small_disk / "cache"))
+    options = ConvertOptions(keep_source=True)
+    convert(REPO, tmp_path / "out", options, announce=heard.append)
+    assert heard[0].download_bytes and not heard[0].kept_bytes
 
 
 def test_gated(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from layerpack.convert import reading
 from layerpack.convert.reading import WeightFile, weights_digest
-from layerpack.formats.digest import file_digest
+from layerpack.formats.digest import bytes_digest
 from layerpack.formats.errors import SourceError
 
 
@@ -51,9 +51,9 @@ def test_the_digest_is_that_of_the_file(
     path: Path, monkeypatch: pytest.MonkeyPatch, piece_bytes: int
 ) -> None:
     monkeypatch.setattr(reading, "_DIGEST_BYTES", piece_bytes)
-    assert weights_digest(path, lambda: None) == file_digest(path)
+    assert weights_digest(path, lambda: None) == bytes_digest(path.read_bytes())
     path.write_bytes(b"")
-    assert weights_digest(path, lambda: None) == file_digest(path)
+    assert weights_digest(path, lambda: None) == bytes_digest(path.read_bytes())
 
 
 def test_a_digest_can_be_ended_and_fails_plainly(

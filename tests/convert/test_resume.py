@@ -11,13 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from packs import differing
+from packs import convert_to_many_frames, differing
 
 from layerpack.convert import ConvertOptions, convert
 from layerpack.convert.journal import BlobRecord, Journal, read_journal
 from layerpack.formats.errors import DiskFullError, TargetError
-
-KILLS = 25
 
 
 class StopError(Exception):
@@ -52,9 +50,12 @@ def source(make_checkpoint: Any) -> Path:
     return path
 
 
-def test_kill_at_random_moments(source: Path, tmp_path: Path) -> None:
-    whole = tmp_path / "whole"
-    convert(str(source), whole)
+@pytest.mark.parametrize(("zstd_level", "kills"), [(None, 25), (1, 5)])
+def test_kill_at_random_moments(
+    source: Path, tmp_path: Path, zstd_level: int | None, kills: int
+) -> None:
+    whole, options = tmp_path / "whole", ConvertOptions(zstd_level=zstd_level)
+    convert_to_many_frames(source, whole, options)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
         ["layerpack.convert.api", "transformers.models.llama.modeling_llama"]
@@ -63,7 +64,7 @@ def test_kill_at_random_moments(source: Path, tmp_path: Path) -> None:
 
     def start() -> Any:
         """A process that converts, once it has begun to."""
-        process = context.Process(target=convert, args=(str(source), target))
+        process = context.Process(target=convert_to_many_frames, args=(source, target, options))
         process.start()
         while not partial_of(target).exists() and process.is_alive():
             time.sleep(0.001)
@@ -75,7 +76,7 @@ def test_kill_at_random_moments(source: Path, tmp_path: Path) -> None:
     process.join()
     whole_s = time.monotonic() - start_s
     chance, lost, killed_at_work = random.Random(7), [], 0
-    for index in range(KILLS):
+    for index in range(kills):
         if target.exists():
             subprocess.run(["rm", "-r", str(target)], check=True)
         process = start()
@@ -98,7 +99,7 @@ def test_kill_at_random_moments(source: Path, tmp_path: Path) -> None:
             assert (stat.st_ino, stat.st_mtime_ns) == stamp, f"{name} was converted again"
         assert not partial_of(target).exists()
     assert max(lost) <= 1
-    assert killed_at_work >= KILLS // 2
+    assert killed_at_work >= kills // 2
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="asks Linux which file is synced")

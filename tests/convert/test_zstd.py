@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import shutil
 from collections.abc import Iterator
@@ -12,11 +13,13 @@ import pytest
 from packs import compressed, differing
 
 from layerpack.convert import ConvertOptions, convert
+from layerpack.convert.remaining import Remaining
 from layerpack.convert.unpack import unpack
 from layerpack.formats.errors import DiskFullError, PackError, PackVersionError, TargetError
 from layerpack.formats.manifest import MANIFEST_NAME
 from layerpack.formats.manifest_json import dump_manifest, parse_manifest
 from layerpack.formats.pack import Pack
+from layerpack.formats.units import PAGE_BYTES, align_up
 from layerpack.formats.verify import verify_pack
 
 ZSTD = ConvertOptions(zstd_level=1)
@@ -146,6 +149,88 @@ def test_a_broken_unpacking_leaves_nothing(packed: Path, tmp_path: Path) -> None
         unpack(packed, tmp_path / "out")
     unpack(packed, packed, force=True)
     assert not differing(packed, tmp_path / "out")
+
+
+def leave_free(disk: Path, free_bytes: int) -> None:
+    """Fill the disk up to that."""
+    (disk / "filler").unlink(missing_ok=True)
+    with open(disk / "filler", "wb") as file:
+        file.write(bytes(shutil.disk_usage(disk).free - free_bytes))
+
+
+def test_room_for_the_compressed_pack_is_enough(
+    make_checkpoint: Any, tmp_path: Path, small_disk: Path
+) -> None:
+    source, packed = make_checkpoint("llama", vocab_size=2000), tmp_path / "packed"
+    heard: list[Remaining] = []
+    with compressed(1 << 18):  # large enough for planes to pay
+        plain_bytes = convert(str(source), packed, ZSTD).raw_bytes
+    packed_bytes = sum(align_up(file.stat().st_size) for file in packed.iterdir())
+    room_bytes = packed_bytes + 8 * PAGE_BYTES  # the journal, its new version, the lock …
+    assert room_bytes < plain_bytes
+    leave_free(small_disk, room_bytes)
+    with pytest.raises(DiskFullError, match=r"disk: [\d.]+ [kM]B of pack are to be written"):
+        convert(str(source), small_disk / "out")
+    with compressed(1 << 18):
+        convert(str(source), small_disk / "out", ZSTD, announce=heard.append)
+    assert not differing(packed, small_disk / "out")
+    (work,) = heard
+    assert work.least_pack_bytes < packed_bytes < plain_bytes <= work.pack_bytes
+    assert work.fits_if_small
+
+
+def test_what_can_in_no_case_fit_is_refused_before(
+    source: Path, packed: Path, small_disk: Path
+) -> None:
+    heard: list[Remaining] = []
+    leave_free(small_disk, Pack.open(packed).manifest.total_bytes // 3)
+    with pytest.raises(DiskFullError, match=r"at most [\d.]+ kB of pack are to be written but"):
+        convert(str(source), small_disk / "out", ZSTD, announce=heard.append)
+    assert not heard[0].fits_if_small
+    assert [path.name for path in small_disk.iterdir()] == ["filler"]
+
+
+def test_a_disk_that_fills_up_goes_on_to_the_same_bytes(
+    source: Path, packed: Path, small_disk: Path
+) -> None:
+    """What is done by then is counted as it is stored: room for the rest is enough."""
+    manifest = Pack.open(packed).manifest
+    leave_free(small_disk, manifest.raw_bytes * 2 // 3)
+    with pytest.raises(DiskFullError, match=r"at most .*still to be written .*make room for"):
+        convert(str(source), small_disk / "out", ZSTD)
+    done = {f.name: f.stat().st_size for f in (partial_of(small_disk / "out") / "pack").iterdir()}
+    assert done and not (small_disk / "out").exists()
+    small_bytes = sum(align_up(file.file_bytes) for file in manifest.files)
+    small_bytes += align_up((packed / MANIFEST_NAME).stat().st_size)
+    leave_free(small_disk, manifest.total_bytes - sum(done.values()) + small_bytes + 8 * PAGE_BYTES)
+    convert(str(source), small_disk / "out", ZSTD)
+    assert not differing(packed, small_disk / "out")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.4, 0.8])
+def test_a_disk_that_fills_up_while_unpacking(
+    packed: Path, tmp_path: Path, small_disk: Path, share: float
+) -> None:
+    filler = small_disk / "filler"
+
+    def fill(done_bytes: int, total_bytes: int) -> None:
+        if done_bytes < share * total_bytes or filler.exists():
+            return
+        with open(filler, "wb", buffering=0) as file, contextlib.suppress(OSError):
+            while file.write(bytes(PAGE_BYTES)):
+                pass
+
+    what_to_do = r"the disk is full, .*B .* still to be written .*; make room for [\d.]+ kB more"
+    with pytest.raises(DiskFullError, match=what_to_do) as caught:
+        unpack(packed, small_disk / "out", fill)
+    assert str(caught.value).endswith("run the same command again")
+    assert [path.name for path in small_disk.iterdir()] == ["filler"]
+    with pytest.raises(DiskFullError, match="to be written but"):
+        unpack(packed, small_disk / "out")
+    filler.unlink()
+    unpack(packed, small_disk / "out")
+    unpack(packed, tmp_path / "plain")
+    assert not differing(tmp_path / "plain", small_disk / "out")
 
 
 def test_room_is_asked_for_before(

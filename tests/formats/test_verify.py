@@ -14,7 +14,7 @@ import pytest
 from tiny_pack import write_tiny_pack
 
 from layerpack.formats.errors import LayerpackError, PackError
-from layerpack.formats.manifest import MANIFEST_NAME, Blob, PackFile
+from layerpack.formats.manifest import MANIFEST_NAME, Blob, FileEntry
 from layerpack.formats.manifest_json import dump_manifest, parse_manifest
 from layerpack.formats.pack import Pack
 from layerpack.formats.read import open_reader
@@ -85,7 +85,7 @@ def test_every_file_that_differs_is_named_with_how(tiny: Path) -> None:
 def test_each_byte_of_each_blob_and_small_file(tiny: Path) -> None:
     pack = Pack.open(tiny)
     reader = open_reader(tiny / LAYER, direct=False)
-    entries: dict[str, Blob | PackFile] = {blob.file: blob for blob in pack.manifest.blobs}
+    entries: dict[str, Blob | FileEntry] = {blob.file: blob for blob in pack.manifest.blobs}
     entries |= {file.name: file for file in pack.manifest.files}
     assert entries.keys() | {MANIFEST_NAME} == {file.name for file in tiny.iterdir()}
     for name, entry in entries.items():
