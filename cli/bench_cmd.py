@@ -55,7 +55,8 @@ def bench(pack: Path, as_json: bool, plot: Path | None, **options: Any) -> None:
     or in --scratch; the last row drops OUT from the page cache. Takes a few minutes.
     """
     # late, as they are slow to import
-    from layerpack.runtime.bench import BenchOptions, run_bench
+    from layerpack.runtime.bench import run_bench
+    from layerpack.runtime.bench_options import BenchOptions
     from layerpack.runtime.bench_report import plotting
     from layerpack.runtime.bench_rows import ROWS, Row
 

@@ -22,7 +22,7 @@ from layerpack.runtime.draft import DRAFT_TOKENS, Draft, load_draft
 from layerpack.runtime.ends import attach_ends
 from layerpack.runtime.generate import GenerateOptions, Generation, run_generation
 from layerpack.runtime.linear import bitsandbytes_functional
-from layerpack.runtime.machine import Machine, memory_fraction, pick_device
+from layerpack.runtime.machine import Machine, pick_device
 from layerpack.runtime.memory_errors import memory_errors
 from layerpack.runtime.needs import estimate_needs
 from layerpack.runtime.opening import Opening
@@ -32,6 +32,7 @@ from layerpack.runtime.skeleton import build_skeleton, decoder_layers
 from layerpack.runtime.slices import pass_slices
 from layerpack.runtime.text_stream import iterate
 from layerpack.runtime.trace import NO_TRACE, Trace
+from layerpack.runtime.vram_cap import capped_vram
 from layerpack.runtime.weights import Weights
 
 DEFAULT_CONTEXT_TOKENS = 4096
@@ -128,8 +129,7 @@ class Model:
         pack = Pack.open(path)
         device = pick_device(options.device)
         with contextlib.ExitStack() as stack:
-            if device.type == "cuda" and options.limits.vram_bytes is not None:
-                stack.enter_context(_capped_vram(device, options.limits.vram_bytes))
+            stack.enter_context(capped_vram(device, options.limits.vram_bytes))
             begin_s = time.perf_counter()
             draft = None
             if options.draft is not None:
@@ -307,18 +307,6 @@ def load_tokenizer(path: Path) -> Any:
         return transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except Exception as reason:  # damaged files break tokenizers in any way
         raise PackError(f"{path}: has no tokenizer that transformers can load") from reason
-
-
-@contextlib.contextmanager
-def _capped_vram(device: torch.device, vram_bytes: int) -> Iterator[None]:
-    """Hold the whole process to so much VRAM, for the length of the block."""
-    before = memory_fraction(device)
-    total = torch.cuda.get_device_properties(device).total_memory
-    torch.cuda.set_per_process_memory_fraction(min(1.0, vram_bytes / total), device)
-    try:
-        yield
-    finally:
-        torch.cuda.set_per_process_memory_fraction(before, device)
 
 
 def _open_weights(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from layerpack.cli import main as cli
-from layerpack.runtime import bench
+from layerpack.runtime import bench_runner
 
 PackOf = Callable[..., Path]
 QUICK = ("--device", "cpu", "--context", "4", "--passes", "1", "--rows", "host,disk-buffered")
@@ -112,7 +112,7 @@ def test_ctrl_c_prints_what_is_done(
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(bench, "evict", stop)  # first called in the second row
+    monkeypatch.setattr(bench_runner, "evict", stop)  # first called in the second row
     code, out, _ = run(pack_of("llama"), *QUICK)
     assert code == 130
     assert [line.split()[0] for line in out.splitlines()[2:4]] == ["row", "host"]

@@ -15,9 +15,10 @@ import torch
 from layerpack.formats.errors import DiskFullError
 from layerpack.formats.pack import Pack
 from layerpack.runtime import bench_sample
-from layerpack.runtime.bench import BenchOptions, run_bench
+from layerpack.runtime.bench import run_bench
 from layerpack.runtime.bench_load import HostRead, PrefetchLoader
 from layerpack.runtime.bench_network import open_network
+from layerpack.runtime.bench_options import BenchOptions
 from layerpack.runtime.bench_report import Report, RowResult
 from layerpack.runtime.bench_rows import ROWS, Method, Ours, Pinning, Row
 from layerpack.runtime.bench_sample import sixteen_bit_pack
