@@ -23,10 +23,15 @@ from layerpack.runtime.vram_cap import capped_vram
 
 
 def run_bench(
-    path: Path, options: BenchOptions, *, on_row: Callable[[Row], None] = lambda _: None
+    path: Path,
+    options: BenchOptions,
+    *,
+    on_row: Callable[[Row], None] = lambda _: None,
+    on_outcome: Callable[[RowResult | LeftOut], None] = lambda _: None,
 ) -> Report:
-    """Measure the rows; minutes. `on_row` is called before each of them.
+    """Measure the rows; minutes. `on_row` is called before each of them that runs.
 
+    `on_outcome` is called with each row's figures as soon as there are any, or why it has none.
     Ctrl-C ends it early: what was measured comes back. Raises PackError, CapacityError,
     StreamError. Nothing is left behind: no file, thread or registration.
     """
@@ -50,6 +55,7 @@ def run_bench(
                     rows.append(outcome)
                 else:
                     left_out.append(outcome)
+                on_outcome(outcome)
         except KeyboardInterrupt:
             interrupted = True
     return Report(
