@@ -26,7 +26,8 @@ from layerpack.runtime.bench_report import RowResult
 from layerpack.runtime.bench_rows import Method, Ours, Row
 from layerpack.runtime.bench_sample import sixteen_bit_pack
 from layerpack.runtime.machine import host_memory
-from layerpack.runtime.model import Model, OpenOptions
+from layerpack.runtime.model import Model
+from layerpack.runtime.open_options import OpenOptions
 from layerpack.runtime.plan import Plan, Tier
 from layerpack.runtime.slices import head_weight, pass_slices
 

@@ -22,7 +22,8 @@ from layerpack.runtime.bench_options import BenchOptions
 from layerpack.runtime.bench_report import LeftOut, Report, RowResult
 from layerpack.runtime.bench_rows import ROWS, Method, Ours, Pinning, Row
 from layerpack.runtime.bench_sample import sixteen_bit_pack
-from layerpack.runtime.model import Model, OpenOptions
+from layerpack.runtime.model import Model
+from layerpack.runtime.open_options import OpenOptions
 
 PackOf = Callable[..., Path]
 IDS = torch.tensor([[7, 201, 33, 90, 90, 5, 250, 118, 64, 2, 19]])

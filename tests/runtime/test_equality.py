@@ -10,7 +10,8 @@ import torch
 from oracles import quantised_reference
 from tiny import ARCHITECTURES
 
-from layerpack.runtime.model import Model, OpenOptions
+from layerpack.runtime.model import Model
+from layerpack.runtime.open_options import OpenOptions
 from layerpack.runtime.plan import Limits, Tier
 
 PackOf = Callable[..., Path]

@@ -27,8 +27,10 @@ from layerpack.runtime import host, measure, model, opening, stored, weights
 from layerpack.runtime.generate import GenerateOptions
 from layerpack.runtime.host import HostStore
 from layerpack.runtime.lane import HostLane
-from layerpack.runtime.model import Model, OpenOptions
+from layerpack.runtime.model import Model
+from layerpack.runtime.open_options import OpenOptions
 from layerpack.runtime.plan import Limits
+from layerpack.runtime.planning import make_plan
 from layerpack.runtime.resident import load_resident
 from layerpack.runtime.slices import Slice, pass_slices
 
@@ -84,7 +86,6 @@ def test_a_broken_read_ends_the_run(
     pack: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch, stage: str, kind: str
 ) -> None:
     whole = logits_of(pack, FROM_DISK)
-    make_plan = model.make_plan
 
     def planned(*arguments: Any) -> Any:
         result = make_plan(*arguments)
