@@ -19,8 +19,8 @@ from layerpack.formats.nf4 import Nf4State
 from layerpack.formats.pack import Pack
 from layerpack.formats.read import Reader
 from layerpack.runtime.bind import TORCH_DTYPES, make_state, offset_tensor, view_tensor
-from layerpack.runtime.host import populate
 from layerpack.runtime.linear import bitsandbytes_functional, nf4_linear
+from layerpack.runtime.mapped import populate
 from layerpack.runtime.slices import Part, Slice, head_weight
 from layerpack.runtime.stored import FramedMatrix, tensor_bytes
 

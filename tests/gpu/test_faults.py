@@ -21,6 +21,7 @@ from layerpack.formats.errors import CapacityError, StreamError
 from layerpack.formats.units import MIB
 from layerpack.runtime import host, model, opening, weights
 from layerpack.runtime.generate import GenerateOptions
+from layerpack.runtime.mapped import map_slice
 from layerpack.runtime.model import Model
 from layerpack.runtime.open_options import OpenOptions
 from layerpack.runtime.plan import Limits, Tier
@@ -198,7 +199,6 @@ def test_a_broken_read_of_resident_layers_ends_opening(
 def test_a_file_that_shrinks_before_it_is_registered_is_named(
     pack: Path, monkeypatch: pytest.MonkeyPatch, registered: set[int]
 ) -> None:
-    map_slice = host.map_slice
 
     def then_truncate(part: Slice) -> torch.Tensor:
         mapped = map_slice(part)

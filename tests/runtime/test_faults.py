@@ -27,6 +27,7 @@ from layerpack.runtime import host, measure, model, opening, stored, weights
 from layerpack.runtime.generate import GenerateOptions
 from layerpack.runtime.host import HostStore
 from layerpack.runtime.lane import HostLane
+from layerpack.runtime.mapped import map_slice
 from layerpack.runtime.model import Model
 from layerpack.runtime.open_options import OpenOptions
 from layerpack.runtime.plan import Limits
@@ -149,7 +150,6 @@ def test_a_file_that_shrinks_while_it_is_mapped_is_named(
 ) -> None:
     slices = pass_slices(Pack.open(pack))
     load_host(slices, may_register=True)
-    map_slice = host.map_slice
 
     def then_truncate(part: Slice) -> torch.Tensor:
         mapped = map_slice(part)
