@@ -18,6 +18,7 @@ from layerpack.runtime.bench_options import BenchOptions
 from layerpack.runtime.bench_report import LeftOut, Report, RowResult
 from layerpack.runtime.bench_rows import ROWS, Row
 from layerpack.runtime.bench_runner import RowRunner
+from layerpack.runtime.device_errors import device_failed, is_device_error
 from layerpack.runtime.machine import pick_device
 from layerpack.runtime.vram_cap import capped_vram
 
@@ -42,6 +43,7 @@ def run_bench(
             "`layerpack unpack` first and time the plain pack"
         )
     device = pick_device(options.device)
+    machine = describe_machine(device)  # before a row that may fail for good
     rows: list[RowResult] = []
     left_out: list[LeftOut] = []
     interrupted = False
@@ -59,7 +61,7 @@ def run_bench(
         except KeyboardInterrupt:
             interrupted = True
     return Report(
-        machine=describe_machine(device),
+        machine=machine,
         pack=pack.manifest.source.id,
         num_layers=pack.manifest.model.num_layers,
         context_tokens=options.context_tokens,
@@ -89,4 +91,6 @@ def _measure(
 def _one_line(error: Exception) -> str:
     if isinstance(error, torch.OutOfMemoryError):
         return "the device ran out of memory: " + str(error).split(". ")[0]
+    if is_device_error(error):
+        return str(device_failed("in this row", error))
     return " ".join(str(error).split()) or repr(error)

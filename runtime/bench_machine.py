@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from layerpack.runtime.device_errors import failed_device_ignored
 from layerpack.runtime.machine import host_memory
 
 
@@ -29,8 +30,13 @@ def let_go(device: torch.device) -> None:
     gc.collect()
     if device.type != "cuda":
         return
-    torch.cuda.synchronize(device)
-    torch.cuda.empty_cache()
+    with failed_device_ignored():
+        torch.cuda.synchronize(device)
+        torch.cuda.empty_cache()
+        _empty_host_cache()
+
+
+def _empty_host_cache() -> None:
     # What tensor.pin_memory() took is kept as well; before 2.13 torch has no public way to let go.
     empty = getattr(torch.accelerator, "empty_host_cache", None)
     if empty is None:

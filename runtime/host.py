@@ -219,12 +219,16 @@ class HostStore:
 
 
 def _register(tensor: torch.Tensor, flags: int) -> int:
-    """CUDA's error code, 0 when registered. Whole pages are registered."""
+    """CUDA's error code, 0 when registered. Whole pages are registered.
+
+    Raises torch.AcceleratorError if the device has failed.
+    """
     code = int(torch.cuda.cudart().cudaHostRegister(tensor.data_ptr(), tensor.numel(), flags))
     if code:
         # The CUDA runtime keeps the error and hands it to the next launch: let that be this one.
         with contextlib.suppress(RuntimeError):
             torch.zeros(1, device="cuda")
+        torch.cuda.synchronize()  # a device that failed refuses everything: that is no refusal
     return code
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from layerpack.formats.pack import Pack
+from layerpack.runtime.device_errors import device_errors
 from layerpack.runtime.draft import Draft
 from layerpack.runtime.ends import attach_ends
 from layerpack.runtime.generate import GenerateOptions, Generation, run_generation
@@ -78,70 +79,83 @@ class Model:
         pack = Pack.open(path)
         device = pick_device(options.device)
         with contextlib.ExitStack() as stack:
-            stack.enter_context(capped_vram(device, options.limits.vram_bytes))
-            begin_s = time.perf_counter()
-            draft = None
-            if options.draft is not None:
-                draft = stack.enter_context(
-                    open_draft(options.draft, pack, device, options, open_pack=cls.open)
-                )
-                options = with_draft(options, draft)
-            drafted_s = time.perf_counter()
-            machine, chosen = make_plan(pack, device, options)
-            planned_s = time.perf_counter()
-            # Mapping, registering and loading need no Python to speak of; importing transformers
-            # is nothing but Python. Together they take as long as the slower one.
-            opening = Opening(
-                functools.partial(
-                    _open_weights,
-                    pack=pack,
-                    plan=chosen,
-                    device=device,
-                    options=options,
-                    trace=trace,
-                )
-            )
-            stack.callback(opening.close)
-            opening.start()
-            with memory_errors("opening the model", chosen):
-                network = build_skeleton(pack, device=device, attention=options.attention)
-                bitsandbytes_functional()  # half a second to seconds of importing
-                network_s = time.perf_counter()
-                weights = opening.result()
-                loaded_s = time.perf_counter()
-                weights.attach(decoder_layers(network, pack.manifest.model.layers_path))
-                attach_ends(
-                    network,
-                    pack,
-                    device,
-                    slices=chosen.slices,
-                    use=weights.use,
-                    reader=weights.reader,
-                )
-            setup = SetupTimes(
-                draft_s=drafted_s - begin_s,
-                plan_s=planned_s - drafted_s,
-                network_s=network_s - planned_s,
-                wait_for_weights_s=loaded_s - network_s,
-                attach_s=time.perf_counter() - loaded_s,
-            )
-            if draft is not None:
-                draft.fit(network.config.get_text_config().vocab_size)
-            model = cls(
-                pack=pack,
-                plan=chosen,
-                machine=machine,
-                network=network,
-                setup=setup,
-                draft=draft,
-                reserved_tokens=options.context_tokens if device.type == "cuda" else None,
-                trace=trace,
-            )
+            with device_errors("while opening the model"):
+                model = cls._opened(stack, pack, device, options, trace)
             try:
                 yield model
             finally:
                 # Its layers see the slots: let go of their memory, and of the draft's.
                 model.network = model.draft = None
+
+    @classmethod
+    def _opened(
+        cls,
+        stack: contextlib.ExitStack,
+        pack: Pack,
+        device: torch.device,
+        options: OpenOptions,
+        trace: Trace,
+    ) -> Model:
+        """All that `open` does; what it must undo is given to `stack`."""
+        stack.enter_context(capped_vram(device, options.limits.vram_bytes))
+        begin_s = time.perf_counter()
+        draft = None
+        if options.draft is not None:
+            draft = stack.enter_context(
+                open_draft(options.draft, pack, device, options, open_pack=cls.open)
+            )
+            options = with_draft(options, draft)
+        drafted_s = time.perf_counter()
+        machine, chosen = make_plan(pack, device, options)
+        planned_s = time.perf_counter()
+        # Mapping, registering and loading need no Python to speak of; importing transformers
+        # is nothing but Python. Together they take as long as the slower one.
+        opening = Opening(
+            functools.partial(
+                _open_weights,
+                pack=pack,
+                plan=chosen,
+                device=device,
+                options=options,
+                trace=trace,
+            )
+        )
+        stack.callback(opening.close)
+        opening.start()
+        with memory_errors("opening the model", chosen):
+            network = build_skeleton(pack, device=device, attention=options.attention)
+            bitsandbytes_functional()  # half a second to seconds of importing
+            network_s = time.perf_counter()
+            weights = opening.result()
+            loaded_s = time.perf_counter()
+            weights.attach(decoder_layers(network, pack.manifest.model.layers_path))
+            attach_ends(
+                network,
+                pack,
+                device,
+                slices=chosen.slices,
+                use=weights.use,
+                reader=weights.reader,
+            )
+        setup = SetupTimes(
+            draft_s=drafted_s - begin_s,
+            plan_s=planned_s - drafted_s,
+            network_s=network_s - planned_s,
+            wait_for_weights_s=loaded_s - network_s,
+            attach_s=time.perf_counter() - loaded_s,
+        )
+        if draft is not None:
+            draft.fit(network.config.get_text_config().vocab_size)
+        return cls(
+            pack=pack,
+            plan=chosen,
+            machine=machine,
+            network=network,
+            setup=setup,
+            draft=draft,
+            reserved_tokens=options.context_tokens if device.type == "cuda" else None,
+            trace=trace,
+        )
 
     @functools.cached_property
     def tokenizer(self) -> Any:
@@ -183,6 +197,7 @@ class Model:
         """
         device = self.network.device
 
+        @device_errors("in a pass")
         def run(on_text: Callable[[str], None]) -> None:
             if device.type == "cuda":
                 torch.cuda.set_device(device)  # each thread has a current device of its own

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
+from layerpack.runtime.device_errors import failed_device_ignored
 from layerpack.runtime.machine import memory_fraction
 
 
@@ -22,4 +23,5 @@ def capped_vram(device: torch.device, vram_bytes: int | None) -> Iterator[None]:
     try:
         yield
     finally:
-        torch.cuda.set_per_process_memory_fraction(before, device)
+        with failed_device_ignored():
+            torch.cuda.set_per_process_memory_fraction(before, device)
