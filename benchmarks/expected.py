@@ -25,8 +25,9 @@ from layerpack.formats.pack import Pack
 from layerpack.formats.units import human_bytes
 from layerpack.runtime.assumed import FREE_SHARE
 from layerpack.runtime.machine import Machine
-from layerpack.runtime.model import OpenOptions, plan_on
+from layerpack.runtime.open_options import OpenOptions
 from layerpack.runtime.plan import Plan, Tier
+from layerpack.runtime.planning import plan_on
 
 GB = 1_000_000_000
 FREE_VRAM_SHARE = 0.94

@@ -31,8 +31,9 @@ import torch
 
 from layerpack.formats.read import DirectReader, open_reader
 from layerpack.formats.units import MIB
-from layerpack.runtime.host import PinnedBuffers, advise_needed, map_slice, populate
+from layerpack.runtime.host import PinnedBuffers
 from layerpack.runtime.lane import HostLane
+from layerpack.runtime.mapped import advise_needed, map_slice, populate
 from layerpack.runtime.pieces import split
 from layerpack.runtime.plan import NUM_PIECES, PIECE_BYTES
 from layerpack.runtime.ring import ReadRing

@@ -43,7 +43,8 @@ from layerpack.formats.units import GIB
 from layerpack.runtime.draft import DRAFT_TOKENS
 from layerpack.runtime.exact import token_by_token
 from layerpack.runtime.generate import GenerateOptions
-from layerpack.runtime.model import Model, OpenOptions
+from layerpack.runtime.model import Model
+from layerpack.runtime.open_options import OpenOptions
 from layerpack.runtime.plan import Limits, Tier
 from layerpack.runtime.slices import pass_slices
 

@@ -52,11 +52,13 @@ def bench(pack: Path, as_json: bool, plot: Path | None, **options: Any) -> None:
 
     Layer by layer as most programs do it (16 bit or NF4, synchronous or prefetched, pageable or
     pinned), and as layerpack does it. A few layers are decoded to 16 bits for a while, beside OUT
-    or in --scratch; the last row drops OUT from the page cache. Takes a few minutes.
+    or in --scratch; the last row drops OUT from the page cache. Takes a few minutes; each row is
+    told on standard error as soon as it is measured.
     """
     # late, as they are slow to import
-    from layerpack.runtime.bench import BenchOptions, run_bench
-    from layerpack.runtime.bench_report import plotting
+    from layerpack.runtime.bench import run_bench
+    from layerpack.runtime.bench_options import BenchOptions
+    from layerpack.runtime.bench_report import LeftOut, RowResult, plotting
     from layerpack.runtime.bench_rows import ROWS, Row
 
     names = [row.name for row in ROWS]
@@ -70,6 +72,15 @@ def bench(pack: Path, as_json: bool, plot: Path | None, **options: Any) -> None:
 
     def say(row: Row) -> None:
         click.echo(f"[{row.name}: {row.way.switches}]", err=True)
+
+    def say_outcome(outcome: RowResult | LeftOut) -> None:
+        if isinstance(outcome, LeftOut):
+            text = f"left out: {outcome.reason}"
+        else:
+            text = f"{outcome.median_s:.3f} s a pass, median of {outcome.passes}"
+            if outcome.timed_layers is not None:
+                text += ", scaled up from a few layers"
+        click.echo(f"[{outcome.name}: {text}]", err=True)
 
     report = run_bench(
         pack,
@@ -85,6 +96,7 @@ def bench(pack: Path, as_json: bool, plot: Path | None, **options: Any) -> None:
             scratch=options["scratch"],
         ),
         on_row=say,
+        on_outcome=say_outcome,
     )
     click.echo(json.dumps(report.to_json(), indent=1) if as_json else report.table())
     if plot is not None:

@@ -17,11 +17,13 @@ from layerpack.formats.verify import require_intact
 from layerpack.runtime.chrome_trace import write_chrome_trace
 from layerpack.runtime.generate import GenerateOptions, Generation
 from layerpack.runtime.machine import pick_device
-from layerpack.runtime.model import Model, OpenOptions, load_tokenizer
+from layerpack.runtime.model import Model
 from layerpack.runtime.needs import context_limit
+from layerpack.runtime.open_options import OpenOptions
 from layerpack.runtime.plan_text import plan_text
 from layerpack.runtime.profile import format_profile, profile_steps
 from layerpack.runtime.prompt import encode_prompt, tokens_left
+from layerpack.runtime.tokenizer import load_tokenizer
 from layerpack.runtime.trace import NO_TRACE, Trace
 from layerpack.runtime.warm_up import warming_up
 

@@ -35,8 +35,9 @@ def plan(pack: Path, layers: bool, as_json: bool, **options: Any) -> None:
 
     from layerpack.formats.pack import Pack
     from layerpack.runtime.assumed import Assumed, machine_for
-    from layerpack.runtime.model import DEFAULT_CONTEXT_TOKENS, OpenOptions, plan_on
+    from layerpack.runtime.open_options import DEFAULT_CONTEXT_TOKENS, OpenOptions
     from layerpack.runtime.plan_text import plan_facts, plan_text
+    from layerpack.runtime.planning import plan_on
 
     assumed = Assumed(
         vram_bytes=options["assume_vram"],

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from layerpack.runtime.generate import GenerateOptions, Generation
-    from layerpack.runtime.model import Model, OpenOptions
+    from layerpack.runtime.model import Model
+    from layerpack.runtime.open_options import OpenOptions
     from layerpack.runtime.plan import Limits
 
 __all__ = ["GenerateOptions", "Generation", "Limits", "Model", "OpenOptions"]
@@ -24,7 +25,7 @@ _MODULES = {
     "Generation": "generate",
     "Limits": "plan",
     "Model": "model",
-    "OpenOptions": "model",
+    "OpenOptions": "open_options",
 }
 
 

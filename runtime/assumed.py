@@ -10,7 +10,7 @@ from layerpack.formats.errors import CapacityError
 from layerpack.formats.pack import Pack
 from layerpack.runtime.machine import Machine, host_memory, pick_device
 from layerpack.runtime.measure import probe_decoding, probe_machine
-from layerpack.runtime.model import OpenOptions
+from layerpack.runtime.open_options import OpenOptions
 from layerpack.runtime.slices import pass_slices
 
 FREE_SHARE = 0.8

@@ -17,8 +17,8 @@ from layerpack.runtime.bench_load import Loader, Tensors, open_loader
 from layerpack.runtime.bench_rows import Method
 from layerpack.runtime.bind import TORCH_DTYPES, LayerBinder, PlaceViews, make_state
 from layerpack.runtime.ends import attach_ends
-from layerpack.runtime.host import map_slice
 from layerpack.runtime.linear import bitsandbytes_functional
+from layerpack.runtime.mapped import map_slice
 from layerpack.runtime.skeleton import build_skeleton, decoder_layers
 from layerpack.runtime.slices import Part, head_weight, pass_slices
 

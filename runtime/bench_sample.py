@@ -20,8 +20,8 @@ from layerpack.formats.nf4 import SUFFIXES
 from layerpack.formats.pack import Pack
 from layerpack.formats.units import human_bytes
 from layerpack.runtime.bind import offset_tensor, place_views
-from layerpack.runtime.host import map_bytes
 from layerpack.runtime.linear import dequantise_on_cpu
+from layerpack.runtime.mapped import map_bytes
 
 _SPARE_BYTES = 1 << 30
 

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from layerpack.formats.errors import CapacityError, SourceError
+from layerpack.runtime.device_errors import is_device_error
 
 DRAFT_TOKENS = 16
 """Tokens proposed per pass unless asked otherwise.
@@ -107,6 +108,8 @@ def load_draft(name: str, *, device: torch.device, dtype: torch.dtype) -> Draft:
             f"draft {name}: the device has too little memory for it; use a smaller one"
         ) from reason
     except Exception as reason:  # the tokenizers package raises nothing more specific
+        if is_device_error(reason):
+            raise
         line = (str(reason).strip().splitlines() or [repr(reason)])[0]
         raise SourceError(f"draft {name}: cannot be loaded ({line})") from reason
     return Draft(name=name, network=network.eval(), tokenizer=tokenizer)

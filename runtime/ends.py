@@ -19,8 +19,8 @@ from layerpack.formats.nf4 import Nf4State
 from layerpack.formats.pack import Pack
 from layerpack.formats.read import Reader
 from layerpack.runtime.bind import TORCH_DTYPES, make_state, offset_tensor, view_tensor
-from layerpack.runtime.host import populate
 from layerpack.runtime.linear import bitsandbytes_functional, nf4_linear
+from layerpack.runtime.mapped import populate
 from layerpack.runtime.slices import Part, Slice, head_weight
 from layerpack.runtime.stored import FramedMatrix, tensor_bytes
 
@@ -79,11 +79,15 @@ class SlicedHead(nn.Module):
         self._slices = tuple(slices)
         self._use = use
         self._dtype = TORCH_DTYPES[pack.manifest.model.dtype]
-        self._state = blob.nf4.get(weight.name)
-        self._constants: dict[str, torch.Tensor] = {}
-        if self._state is not None:
-            self.in_features = self._state.shape[1]
-            self._constants = _head_constants(pack, blob, weight.name, device)
+        # Made once: a state's offset is a copy to the device, for which the host would wait.
+        self._states: dict[int, Any] = {}
+        if (state := blob.nf4.get(weight.name)) is not None:
+            self.in_features = state.shape[1]
+            constants = _head_constants(pack, blob, weight.name, device)
+            offset = offset_tensor(state, device)
+            for part in slices:
+                assert part.rows is not None
+                self._states[part.index] = _rows_state(state, constants, offset, part.rows)
         else:
             self.in_features = weight.shape[1]
 
@@ -105,13 +109,10 @@ class SlicedHead(nn.Module):
         self, x: torch.Tensor, storage: torch.Tensor, part: Slice, bias: torch.Tensor | None
     ) -> torch.Tensor:
         """Logits (…, rows of `part`) from the slice's bytes."""
-        assert part.rows is not None
-        num_rows = part.rows[1] - part.rows[0]
         raw = storage[: part.length_bytes]
-        if self._state is None:
-            weight = raw.view(self._dtype).view(num_rows, self.in_features)
+        if (state := self._states.get(part.index)) is None:
+            weight = raw.view(self._dtype).view(-1, self.in_features)
             return nn.functional.linear(x, weight, bias)
-        state = _rows_state(self._state, self._constants, part.rows)
         return nf4_linear(x, raw.view(-1, 1), state, bias, self._dtype)
 
 
@@ -128,7 +129,12 @@ def _head_constants(
     return constants
 
 
-def _rows_state(state: Nf4State, constants: dict[str, torch.Tensor], rows: tuple[int, int]) -> Any:
+def _rows_state(
+    state: Nf4State,
+    constants: dict[str, torch.Tensor],
+    offset: torch.Tensor | None,
+    rows: tuple[int, int],
+) -> Any:
     """The QuantState of a row range; it begins on a block and, if nested, on a nested block."""
     functional = bitsandbytes_functional()
     in_features = state.shape[1]
@@ -146,7 +152,7 @@ def _rows_state(state: Nf4State, constants: dict[str, torch.Tensor], rows: tuple
 
     result = make_state(functional, state, part)
     result.shape = torch.Size((rows[1] - rows[0], in_features))
-    result.offset = offset_tensor(state, constants[nf4.ABSMAX].device)
+    result.offset = offset
     return result
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from layerpack.formats.errors import PromptError, StreamError
+from layerpack.runtime.device_errors import device_errors
 from layerpack.runtime.draft import DRAFT_TOKENS, Draft
 from layerpack.runtime.exact import token_by_token
 from layerpack.runtime.needs import PREFILL_TOKENS
@@ -82,6 +83,7 @@ class Generation:
         return len(self.token_ids) / self.decode_passes if self.decode_passes else 0.0
 
 
+@device_errors("in a pass")
 def run_generation(
     network: Any,
     tokenizer: Any,

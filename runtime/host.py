@@ -1,4 +1,4 @@
-"""Host memory that weights live in: mapped files, files registered with CUDA, pinned buffers.
+"""Host memory that the device copies from: mapped files registered with CUDA, pinned buffers.
 
 A registered mapping is the page cache itself, read by the GPU in place: nothing is copied or
 allocated on the host. Where the system refuses to register a mapped file (some do), the bytes are
@@ -8,13 +8,9 @@ copied once into pinned memory instead.
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import errno
-import functools
 import mmap
 import os
 import threading
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -22,66 +18,18 @@ from types import TracebackType
 import numpy as np
 import torch
 
-from layerpack.formats.errors import CapacityError, StreamError
+from layerpack.formats.errors import CapacityError
 from layerpack.formats.read import Reader
 from layerpack.formats.units import MIB, human_bytes
 from layerpack.runtime.interrupts import stop_if
+from layerpack.runtime.mapped import map_slice, populate
 from layerpack.runtime.pieces import split
 from layerpack.runtime.ring import ReadRing
 from layerpack.runtime.slices import Slice
 
 _REGISTER_DEFAULT, _REGISTER_READ_ONLY = 0, 8
-_MADV_WILLNEED, _MADV_POPULATE_READ = 3, 22
-_NOT_KNOWN = {errno.EINVAL, errno.ENOSYS, errno.ENOMEM, errno.EINTR, errno.EAGAIN}
 _MAP_BYTES, _MAP_THREADS = 64 * MIB, 4
 _COPY_BYTES, _COPY_THREADS = 16 * MIB, 8
-
-
-def map_slice(part: Slice) -> torch.Tensor:
-    """The slice's bytes as a read-only mapping (uint8, CPU). Raises StreamError."""
-    return map_bytes(part.path, part.offset_bytes, part.length_bytes)
-
-
-def map_bytes(path: Path, offset_bytes: int, length_bytes: int) -> torch.Tensor:
-    """Bytes of a file as a shared read-only mapping (uint8, CPU). Raises StreamError."""
-    first = offset_bytes // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
-    try:
-        with open(path, "rb") as file:
-            mapping = mmap.mmap(
-                file.fileno(),
-                offset_bytes + length_bytes - first,
-                access=mmap.ACCESS_READ,
-                offset=first,
-            )
-    except (OSError, ValueError) as reason:
-        raise StreamError(
-            f"{path}: cannot map {length_bytes} bytes from {offset_bytes} ({reason}); "
-            "run `layerpack verify`"
-        ) from reason
-    with warnings.catch_warnings():
-        # The mapping is read-only and nothing writes to it.
-        warnings.filterwarnings("ignore", message=".*not writable.*")
-        whole = torch.from_numpy(np.frombuffer(mapping, dtype=np.uint8))
-    return whole[offset_bytes - first :]
-
-
-def advise_needed(tensor: torch.Tensor) -> None:
-    """Ask the kernel to read a mapping's pages ahead. Waits not; a refusal is harmless."""
-    _madvise(tensor, _MADV_WILLNEED)
-
-
-def populate(tensor: torch.Tensor, what: str) -> None:
-    """Bring a mapping's pages into memory, so that a use finds them there; waits.
-
-    The kernel can only kill a process that touches a page which cannot be read. Asked in advance
-    (Linux 5.14 and newer), it says so: raises StreamError, with `what` in it.
-    """
-    code = _madvise(tensor, _MADV_POPULATE_READ)
-    if code and code not in _NOT_KNOWN:
-        raise StreamError(
-            f"{what}: its mapped file cannot be read ({os.strerror(code)}; a read error, or the "
-            "file has become shorter); run `layerpack verify`"
-        )
 
 
 class PinnedBuffers:
@@ -271,12 +219,16 @@ class HostStore:
 
 
 def _register(tensor: torch.Tensor, flags: int) -> int:
-    """CUDA's error code, 0 when registered. Whole pages are registered."""
+    """CUDA's error code, 0 when registered. Whole pages are registered.
+
+    Raises torch.AcceleratorError if the device has failed.
+    """
     code = int(torch.cuda.cudart().cudaHostRegister(tensor.data_ptr(), tensor.numel(), flags))
     if code:
         # The CUDA runtime keeps the error and hands it to the next launch: let that be this one.
         with contextlib.suppress(RuntimeError):
             torch.zeros(1, device="cuda")
+        torch.cuda.synchronize()  # a device that failed refuses everything: that is no refusal
     return code
 
 
@@ -297,19 +249,3 @@ def _anonymous(length_bytes: int) -> torch.Tensor:
             "lower --ram"
         ) from reason
     return torch.from_numpy(np.frombuffer(memory, dtype=np.uint8))
-
-
-@functools.cache
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None, use_errno=True)
-
-
-def _madvise(tensor: torch.Tensor, advice: int) -> int:
-    """0, or the error's number. Releases the GIL."""
-    if os.name != "posix" or not tensor.numel():
-        return 0
-    page = mmap.PAGESIZE
-    first = tensor.data_ptr() // page * page
-    length = tensor.data_ptr() + tensor.numel() - first
-    arguments = ctypes.c_void_p(first), ctypes.c_size_t(length), ctypes.c_int(advice)
-    return ctypes.get_errno() if _libc().madvise(*arguments) else 0

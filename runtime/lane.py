@@ -11,6 +11,7 @@ from typing import Protocol
 
 import torch
 
+from layerpack.runtime.device_errors import device_errors
 from layerpack.runtime.ring import Fence
 
 
@@ -114,7 +115,7 @@ class CudaLane:
         """An event on the copy stream; waiting for it releases the GIL."""
         event = torch.cuda.Event(blocking=True)
         event.record(self._copy_stream)
-        return _EventFence(event)
+        return EventFence(event)
 
     def wait_ready(self, slot: int) -> None:
         """The compute stream waits for the slot's `ready` event."""
@@ -130,10 +131,13 @@ class CudaLane:
         torch.cuda.current_stream(self._device).synchronize()
 
 
-class _EventFence:
+class EventFence:
+    """The point at which a CUDA event happens."""
+
     def __init__(self, event: torch.cuda.Event) -> None:
         self._event = event
 
     def wait(self) -> None:
-        """Block until the event has happened."""
-        self._event.synchronize()
+        """Block until the event has happened. Raises StreamError if the device fails."""
+        with device_errors("in a copy"):
+            self._event.synchronize()

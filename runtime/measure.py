@@ -19,6 +19,7 @@ from layerpack.formats.errors import CapacityError
 from layerpack.formats.read import Reader, open_reader
 from layerpack.formats.units import MIB, align_up, human_bytes
 from layerpack.runtime.decode_speed import measure_decode
+from layerpack.runtime.device_errors import device_errors
 from layerpack.runtime.host import PinnedBuffers
 from layerpack.runtime.machine import Machine, host_memory, vram_free_bytes
 from layerpack.runtime.measure_cache import Disk, load_links, store_links
@@ -32,6 +33,7 @@ _DISK_SECONDS, _DISK_THREADS = 0.3, (4, 8, 16)
 _ENOUGH_BYTES = 256 * MIB  # less says nothing about a disk, and is quickly read again
 
 
+@device_errors("while it was measured")
 def probe_machine(
     device: torch.device,
     slices: Sequence[Slice],
@@ -90,10 +92,12 @@ def probe_decoding(slices: Sequence[Slice], *, refresh: bool = False) -> float:
     return known.decoders[key]
 
 
+@device_errors("while its link was measured")
 def measure_link(device: torch.device) -> float:
     """GB/s from pinned host memory to `device`: the best of some copies.
 
-    What else uses the link, or the memory, can only take from it. Raises CapacityError.
+    What else uses the link, or the memory, can only take from it. Raises CapacityError,
+    StreamError.
     """
     pinned = PinnedBuffers(count=1, each_bytes=_LINK_BYTES, device=device)
     try:

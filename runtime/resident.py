@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 
 from layerpack.formats.read import Reader
+from layerpack.runtime.device_errors import device_errors
 from layerpack.runtime.host import PinnedBuffers
 from layerpack.runtime.interrupts import stop_if
 from layerpack.runtime.pieces import split
@@ -75,6 +76,7 @@ class _CurrentStream:
             self._event.record(torch.cuda.current_stream(device))
 
     def wait(self) -> None:
-        """Block until the stream is past the point."""
+        """Block until the stream is past the point. Raises StreamError if the device fails."""
         if self._event is not None:
-            self._event.synchronize()
+            with device_errors("in a copy"):
+                self._event.synchronize()

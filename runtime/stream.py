@@ -20,6 +20,7 @@ from types import TracebackType
 import torch
 
 from layerpack.formats.errors import StalledError, StreamError
+from layerpack.runtime.device_errors import device_failed, failed_device_ignored, is_device_error
 from layerpack.runtime.interrupts import deferred_interrupts
 from layerpack.runtime.lane import Lane
 from layerpack.runtime.pieces import Piece, split
@@ -165,6 +166,8 @@ class WeightStream:
             raise type(error)(str(error)) from error
         if isinstance(error, torch.OutOfMemoryError):
             raise StreamError(f"the device ran out of memory in a copy: {error}") from error
+        if error is not None and is_device_error(error):
+            raise device_failed("in a copy", error) from error
         raise StreamError(f"copying to the device failed: {error!r}") from error
 
     def _start_over(self, place: int) -> None:
@@ -221,7 +224,8 @@ class WeightStream:
                 self._stuck = error
                 raise
             finally:
-                self._lane.drain()
+                with failed_device_ignored():
+                    self._lane.drain()
 
     def _feed(self) -> None:
         try:

@@ -16,10 +16,11 @@ from layerpack.formats.pack import Pack
 from layerpack.formats.read import BufferedReader, Reader, open_reader
 from layerpack.runtime.bind import LayerBinder, PlaceViews, place_views
 from layerpack.runtime.gpu_clock import GpuClock
-from layerpack.runtime.host import HostStore, PinnedBuffers, advise_needed, populate
+from layerpack.runtime.host import HostStore, PinnedBuffers
 from layerpack.runtime.interrupts import deferred_interrupts
 from layerpack.runtime.lane import CudaLane, HostLane, Lane
 from layerpack.runtime.layer_spans import LayerSpans
+from layerpack.runtime.mapped import advise_needed, populate
 from layerpack.runtime.pieces import Piece
 from layerpack.runtime.plan import Plan, Tier
 from layerpack.runtime.resident import load_resident

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from layerpack.cli import main as cli
-from layerpack.runtime import bench
+from layerpack.runtime import bench_runner
 
 PackOf = Callable[..., Path]
 QUICK = ("--device", "cpu", "--context", "4", "--passes", "1", "--rows", "host,disk-buffered")
@@ -36,7 +38,10 @@ def test_table_and_picture(run: Run, pack_of: PackOf, tmp_path: Path) -> None:
     code, out, err = run(pack_of("llama"), *QUICK, "--plot", tmp_path / "x.png")
     assert code == 0
     assert [line.split()[0] for line in out.splitlines()[2:5]] == ["row", "host", "disk-buffered"]
-    assert err.splitlines()[0].startswith("[host: ")
+    begun, host, _, disk = err.splitlines()
+    assert begun == "[host: layerpack: host memory in place, sdpa]"
+    assert re.fullmatch(r"\[host: \d+\.\d{3} s a pass, median of 1\]", host)
+    assert disk.startswith("[disk-buffered: ") and disk.endswith(" s a pass, median of 1]")
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -84,6 +89,22 @@ def test_json(run: Run, pack_of: PackOf) -> None:
     assert disk["limit_s"] == pytest.approx(disk["disk_bytes"] / 1e9 / report["disk_gb_s"])
 
 
+def test_what_was_measured_is_told_although_a_later_row_is_killed(
+    pack_of: PackOf, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "layerpack.cli.main", "bench", str(pack_of("llama"))]
+    command += ["--device", "cpu", "--context", "4", "--passes", "1", "--layers", "1"]
+    command += ["--scratch", str(tmp_path), "--rows", "bf16-sync,nf4-sync-pageable,disk-buffered"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        lines = [process.stderr.readline() for _ in range(4)]
+        process.kill()
+    assert lines[0] == "[bf16-sync: left out: pinned memory matters to a CUDA device only]\n"
+    assert lines[1].startswith("[nf4-sync-pageable: NF4, synchronous")
+    assert lines[2].endswith(" s a pass, median of 1, scaled up from a few layers]\n")
+    assert lines[3].startswith("[disk-buffered: layerpack: disk")
+
+
 def test_usage_errors(run: Run, pack_of: PackOf, tmp_path: Path) -> None:
     code, _, err = run(pack_of("llama"), "--rows", "host,hots")
     assert code == 2 and "no row hots; there are bf16-eager, " in err
@@ -112,7 +133,7 @@ def test_ctrl_c_prints_what_is_done(
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(bench, "evict", stop)  # first called in the second row
+    monkeypatch.setattr(bench_runner, "evict", stop)  # first called in the second row
     code, out, _ = run(pack_of("llama"), *QUICK)
     assert code == 130
     assert [line.split()[0] for line in out.splitlines()[2:4]] == ["row", "host"]

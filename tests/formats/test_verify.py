@@ -146,7 +146,9 @@ def test_file_names_that_lead_out_of_the_pack(tiny: Path, name: str) -> None:
 def test_random_damage_of_a_real_pack_is_found_and_crashes_nothing(
     pack_of: PackOf, tmp_path: Path
 ) -> None:
-    from layerpack.runtime.model import Model, OpenOptions, load_tokenizer
+    from layerpack.runtime.model import Model
+    from layerpack.runtime.open_options import OpenOptions
+    from layerpack.runtime.tokenizer import load_tokenizer
 
     path = tmp_path / "pack"
     shutil.copytree(pack_of("llama"), path)

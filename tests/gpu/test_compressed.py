@@ -10,7 +10,8 @@ import torch
 from packs import compressed
 
 from layerpack.convert import ConvertOptions, convert
-from layerpack.runtime.model import Model, OpenOptions
+from layerpack.runtime.model import Model
+from layerpack.runtime.open_options import OpenOptions
 from layerpack.runtime.plan import Limits, Tier
 
 pytestmark = pytest.mark.gpu

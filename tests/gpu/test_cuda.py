@@ -12,7 +12,8 @@ from oracles import quantised_reference
 from tiny import ARCHITECTURES
 
 from layerpack.runtime import lane as lane_module
-from layerpack.runtime.model import Model, OpenOptions
+from layerpack.runtime.model import Model
+from layerpack.runtime.open_options import OpenOptions
 from layerpack.runtime.plan import Limits, Tier
 
 pytestmark = pytest.mark.gpu

@@ -21,8 +21,11 @@ from layerpack.formats.errors import CapacityError, StreamError
 from layerpack.formats.units import MIB
 from layerpack.runtime import host, model, opening, weights
 from layerpack.runtime.generate import GenerateOptions
-from layerpack.runtime.model import Model, OpenOptions
+from layerpack.runtime.mapped import map_slice
+from layerpack.runtime.model import Model
+from layerpack.runtime.open_options import OpenOptions
 from layerpack.runtime.plan import Limits, Tier
+from layerpack.runtime.planning import make_plan
 from layerpack.runtime.slices import Slice
 
 pytestmark = pytest.mark.gpu
@@ -107,7 +110,6 @@ def test_a_device_that_fills_up_while_opening_says_so(
     pack: Path, monkeypatch: pytest.MonkeyPatch, registered: set[int], tier: str
 ) -> None:
     whole = logits_of(pack, options(tier))
-    make_plan = model.make_plan
     taken: list[torch.Tensor] = []
 
     def then_fill(*arguments: Any) -> Any:
@@ -179,7 +181,6 @@ def test_a_broken_read_of_resident_layers_ends_opening(
 ) -> None:
     disk = Disk(monkeypatch)
     logits_of(pack, options(tier))
-    make_plan = model.make_plan
 
     def then_break(*arguments: Any) -> Any:
         result = make_plan(*arguments)
@@ -198,7 +199,6 @@ def test_a_broken_read_of_resident_layers_ends_opening(
 def test_a_file_that_shrinks_before_it_is_registered_is_named(
     pack: Path, monkeypatch: pytest.MonkeyPatch, registered: set[int]
 ) -> None:
-    map_slice = host.map_slice
 
     def then_truncate(part: Slice) -> torch.Tensor:
         mapped = map_slice(part)
@@ -276,7 +276,8 @@ def test_a_cap_on_vram_ends_with_the_model(pack: Path) -> None:
 OTHER_PROCESS = """
 import sys
 import torch
-from layerpack.runtime.model import Model, OpenOptions
+from layerpack.runtime.model import Model
+from layerpack.runtime.open_options import OpenOptions
 from layerpack.runtime.plan import Limits
 limits = Limits(vram_slices=0, host_slices=2)
 options = OpenOptions(device="cuda", limits=limits, context_tokens=64)

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from layerpack.runtime.generate import GenerateOptions
-from layerpack.runtime.model import Model, OpenOptions
+from layerpack.runtime.model import Model
+from layerpack.runtime.open_options import OpenOptions
 from layerpack.runtime.plan import Limits, Tier
 from layerpack.runtime.profile import format_profile, profile_steps
 from layerpack.runtime.trace import Trace

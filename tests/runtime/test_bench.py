@@ -15,13 +15,15 @@ import torch
 from layerpack.formats.errors import DiskFullError
 from layerpack.formats.pack import Pack
 from layerpack.runtime import bench_sample
-from layerpack.runtime.bench import BenchOptions, run_bench
+from layerpack.runtime.bench import run_bench
 from layerpack.runtime.bench_load import HostRead, PrefetchLoader
 from layerpack.runtime.bench_network import open_network
-from layerpack.runtime.bench_report import Report, RowResult
+from layerpack.runtime.bench_options import BenchOptions
+from layerpack.runtime.bench_report import LeftOut, Report, RowResult
 from layerpack.runtime.bench_rows import ROWS, Method, Ours, Pinning, Row
 from layerpack.runtime.bench_sample import sixteen_bit_pack
-from layerpack.runtime.model import Model, OpenOptions
+from layerpack.runtime.model import Model
+from layerpack.runtime.open_options import OpenOptions
 
 PackOf = Callable[..., Path]
 IDS = torch.tensor([[7, 201, 33, 90, 90, 5, 250, 118, 64, 2, 19]])
@@ -95,12 +97,17 @@ def test_a_run_measures_all_rows_that_make_sense_and_leaves_nothing(
 ) -> None:
     path = pack_of("llama")
     seen: list[str] = []
+    told: list[RowResult | LeftOut] = []
     files = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").exists() else None
     options = replace(SMALL, num_layers=2, scratch=tmp_path)
-    report = run_bench(path, options, on_row=lambda row: seen.append(row.name))
+    report = run_bench(
+        path, options, on_row=lambda row: seen.append(row.name), on_outcome=told.append
+    )
     assert seen == [row.name for row in HERE] == [row.name for row in report.rows]
     assert {row.name for row in report.left_out} == {row.name for row in ROWS} - set(seen)
     assert all("CUDA" in row.reason for row in report.left_out)
+    assert [outcome.name for outcome in told] == [row.name for row in ROWS]
+    assert set(told) == {*report.rows, *report.left_out}
     for row in report.rows:
         assert 0 < row.min_s <= row.median_s <= row.max_s
         assert row.passes == 2 and row.link_bytes == 0
@@ -145,6 +152,24 @@ def test_ctrl_c_gives_what_was_measured(pack_of: PackOf, tmp_path: Path) -> None
     assert [row.name for row in report.rows] == ["bf16-sync-pageable", "bf16-async-pageable"]
     assert "interrupted" in report.table()
     assert not list(tmp_path.iterdir())
+
+
+def test_each_row_is_told_before_the_next_one_begins(pack_of: PackOf) -> None:
+    told: list[str] = []
+    report = run_bench(
+        pack_of("llama"),
+        replace(SMALL, passes=1, rows=("host", "host-copied", "disk")),
+        on_row=lambda row: told.append(f"{row.name} begins"),
+        on_outcome=lambda outcome: told.append(f"{outcome.name} {type(outcome).__name__}"),
+    )
+    assert told == [
+        "host begins",
+        "host RowResult",
+        "host-copied LeftOut",
+        "disk begins",
+        "disk RowResult",
+    ]
+    assert len(report.rows) == 2
 
 
 def test_a_row_that_fails_does_not_end_the_others(

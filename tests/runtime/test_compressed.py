@@ -27,9 +27,11 @@ from layerpack.runtime import stored
 from layerpack.runtime.compression import CompressionEffect
 from layerpack.runtime.decode_speed import measure_decode
 from layerpack.runtime.machine import Machine
-from layerpack.runtime.model import Model, OpenOptions
+from layerpack.runtime.model import Model
+from layerpack.runtime.open_options import OpenOptions
 from layerpack.runtime.pieces import split
 from layerpack.runtime.plan import Limits, plan_cpu
+from layerpack.runtime.planning import make_plan
 from layerpack.runtime.slices import pass_slices
 from layerpack.runtime.stored import FramedMatrix, slices_in_memory, tensor_bytes
 
@@ -226,7 +228,6 @@ def test_a_read_that_breaks_leaves_nothing(
             return result
 
     whole = logits()
-    make_plan = model_module.make_plan
 
     def then_arm(*arguments: Any) -> Any:
         result = make_plan(*arguments)

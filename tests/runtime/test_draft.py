@@ -17,8 +17,9 @@ from layerpack.convert.api import convert
 from layerpack.formats.errors import CapacityError, PromptError, SourceError
 from layerpack.formats.pack import Pack
 from layerpack.runtime.generate import GenerateOptions
-from layerpack.runtime.model import Model, OpenOptions
+from layerpack.runtime.model import Model
 from layerpack.runtime.needs import estimate_needs
+from layerpack.runtime.open_options import OpenOptions
 from layerpack.runtime.plan import Limits
 
 PackOf = Callable[..., Path]
@@ -200,7 +201,8 @@ PathFinder.find_spec = lambda name, *rest: (
 )
 from transformers.utils import is_accelerate_available
 assert not is_accelerate_available()
-from layerpack.runtime.model import Model, OpenOptions
+from layerpack.runtime.model import Model
+from layerpack.runtime.open_options import OpenOptions
 from layerpack.runtime.generate import GenerateOptions
 for draft in ({str(checkpoint_of("llama"))!r}, {str(pack_of("llama"))!r}):
     options = OpenOptions(device="cpu", draft=draft)

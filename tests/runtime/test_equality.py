@@ -10,8 +10,13 @@ import torch
 from oracles import quantised_reference
 from tiny import ARCHITECTURES
 
-from layerpack.runtime.model import Model, OpenOptions
+from layerpack.convert.api import convert
+from layerpack.convert.options import ConvertOptions
+from layerpack.runtime import ends
+from layerpack.runtime.model import Model
+from layerpack.runtime.open_options import OpenOptions
 from layerpack.runtime.plan import Limits, Tier
+from layerpack.runtime.slices import Part
 
 PackOf = Callable[..., Path]
 IDS = torch.tensor([[7, 201, 33, 90, 90, 5, 250, 118, 64, 2, 19]])
@@ -53,6 +58,25 @@ def test_quantised_head_equals_the_reference(pack_of: PackOf, name: str) -> None
             with torch.no_grad():
                 found = model.network(IDS).logits
             torch.testing.assert_close(found, logits, rtol=0.02, atol=0.02, msg=title)
+
+
+@pytest.mark.parametrize("double_quant", [True, False])
+def test_a_quantised_head_in_several_parts_equals_the_reference(
+    checkpoint_of: PackOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, double_quant: bool
+) -> None:
+    source, pack = checkpoint_of("llama", vocab_size=3000), tmp_path / "pack"
+    convert(str(source), pack, ConvertOptions(nf4_head=True, double_quant=double_quant))
+    with torch.no_grad():
+        logits = quantised_reference(pack)(IDS).logits
+    limits = WAYS["two slots"]
+    with Model.open(pack, OpenOptions(device="cpu", limits=limits)) as model, torch.no_grad():
+        assert sum(part.part is Part.HEAD for part in model.plan.slices) == 3
+        # Made when opening: on a GPU the host would wait for it in each pass.
+        monkeypatch.setattr(ends, "make_state", lambda *_: pytest.fail("made in a pass"))
+        monkeypatch.setattr(ends, "offset_tensor", lambda *_: pytest.fail("made in a pass"))
+        for _ in range(2):
+            found = model.network(IDS).logits
+            torch.testing.assert_close(found, logits, rtol=0.02, atol=0.02)
 
 
 def test_tiers_are_as_asked_for(pack_of: PackOf) -> None:

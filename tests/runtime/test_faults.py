@@ -27,8 +27,11 @@ from layerpack.runtime import host, measure, model, opening, stored, weights
 from layerpack.runtime.generate import GenerateOptions
 from layerpack.runtime.host import HostStore
 from layerpack.runtime.lane import HostLane
-from layerpack.runtime.model import Model, OpenOptions
+from layerpack.runtime.mapped import map_slice
+from layerpack.runtime.model import Model
+from layerpack.runtime.open_options import OpenOptions
 from layerpack.runtime.plan import Limits
+from layerpack.runtime.planning import make_plan
 from layerpack.runtime.resident import load_resident
 from layerpack.runtime.slices import Slice, pass_slices
 
@@ -84,7 +87,6 @@ def test_a_broken_read_ends_the_run(
     pack: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch, stage: str, kind: str
 ) -> None:
     whole = logits_of(pack, FROM_DISK)
-    make_plan = model.make_plan
 
     def planned(*arguments: Any) -> Any:
         result = make_plan(*arguments)
@@ -148,7 +150,6 @@ def test_a_file_that_shrinks_while_it_is_mapped_is_named(
 ) -> None:
     slices = pass_slices(Pack.open(pack))
     load_host(slices, may_register=True)
-    map_slice = host.map_slice
 
     def then_truncate(part: Slice) -> torch.Tensor:
         mapped = map_slice(part)

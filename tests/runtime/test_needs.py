@@ -14,8 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from layerpack.formats.pack import Pack
-from layerpack.runtime.model import Model, OpenOptions
+from layerpack.runtime.model import Model
 from layerpack.runtime.needs import estimate_needs
+from layerpack.runtime.open_options import OpenOptions
 from layerpack.runtime.plan import Limits
 
 PackOf = Callable[..., Path]

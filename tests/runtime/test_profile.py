@@ -14,7 +14,8 @@ from layerpack.formats.errors import TargetError
 from layerpack.runtime.chrome_trace import chrome_trace, write_chrome_trace
 from layerpack.runtime.generate import GenerateOptions
 from layerpack.runtime.machine import Machine
-from layerpack.runtime.model import Model, OpenOptions
+from layerpack.runtime.model import Model
+from layerpack.runtime.open_options import OpenOptions
 from layerpack.runtime.plan import Limits
 from layerpack.runtime.profile import LEGEND, covered_s, format_profile, profile_steps
 from layerpack.runtime.trace import Span, Trace

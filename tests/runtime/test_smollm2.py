@@ -12,7 +12,8 @@ from packs import differing
 
 from layerpack.convert.api import convert
 from layerpack.runtime.generate import GenerateOptions
-from layerpack.runtime.model import Model, OpenOptions
+from layerpack.runtime.model import Model
+from layerpack.runtime.open_options import OpenOptions
 from layerpack.runtime.plan import Limits
 from layerpack.runtime.prompt import encode_prompt
 

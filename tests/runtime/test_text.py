@@ -12,9 +12,9 @@ from tiny import save_tokenizer
 
 from layerpack.formats.errors import PromptError
 from layerpack.runtime import GenerateOptions, Model, OpenOptions
-from layerpack.runtime.model import load_tokenizer
 from layerpack.runtime.text_sink import TextSink
 from layerpack.runtime.text_stream import iterate
+from layerpack.runtime.tokenizer import load_tokenizer
 
 PackOf = Callable[..., Path]
 TEXT = "naïve 😀 — «déjà vu» 漢字 👩‍🚀!"

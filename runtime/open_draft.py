@@ -1,0 +1,62 @@
+"""The draft model that a pack is opened with: a checkpoint, or another pack held as a whole."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from layerpack.formats.errors import CapacityError
+from layerpack.formats.manifest import MANIFEST_NAME
+from layerpack.formats.pack import Pack
+from layerpack.runtime.bind import TORCH_DTYPES
+from layerpack.runtime.draft import DRAFT_TOKENS, Draft, load_draft
+from layerpack.runtime.open_options import OpenOptions
+from layerpack.runtime.slices import pass_slices
+from layerpack.runtime.tokenizer import load_tokenizer
+
+
+@contextlib.contextmanager
+def open_draft(
+    name: str,
+    pack: Pack,
+    device: torch.device,
+    options: OpenOptions,
+    *,
+    open_pack: Callable[[str, OpenOptions], AbstractContextManager[Any]],
+) -> Iterator[Draft]:
+    """The draft, wholly on the device, checked to have the pack's tokens.
+
+    `open_pack` is `Model.open`. Raises what it does, and SourceError for an unusable draft.
+    """
+    if not (Path(name) / MANIFEST_NAME).is_file():
+        draft = load_draft(name, device=device, dtype=TORCH_DTYPES[pack.manifest.model.dtype])
+        draft.check_tokens(load_tokenizer(pack.path))
+        yield draft
+        return
+    everything = len(pass_slices(Pack.open(name)))
+    limits = replace(options.limits, vram_slices=everything, host_slices=everything)
+    settings = replace(options, device=str(device), limits=limits, draft=None)
+    with contextlib.ExitStack() as stack:
+        try:
+            model = stack.enter_context(open_pack(name, settings))
+        except CapacityError as reason:
+            raise CapacityError(f"draft {name}: does not fit as a whole ({reason})") from reason
+        draft = Draft(name=name, network=model.network, tokenizer=model.tokenizer)
+        draft.check_tokens(load_tokenizer(pack.path))
+        yield draft
+
+
+def with_draft(options: OpenOptions, draft: Draft) -> OpenOptions:
+    """The same, with room for the draft's KV cache and the logits of what it proposes."""
+    cache_bytes = draft.cache_bytes(options.context_tokens)
+    return replace(
+        options,
+        proposed_tokens=options.proposed_tokens or DRAFT_TOKENS,
+        extra_vram_bytes=options.extra_vram_bytes + cache_bytes,
+    )

@@ -1,0 +1,34 @@
+"""How a model is to be opened."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from layerpack.runtime.plan import Limits
+
+DEFAULT_CONTEXT_TOKENS = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenOptions:
+    """How to open a model.
+
+    `device`: auto, cpu, cuda or cuda:N. `context_tokens`: the most tokens, prompt included, that
+    memory is set aside for. `direct`: force direct (True) or buffered (False) disk reads.
+    `may_register`: whether mapped files may be registered with CUDA. `refresh`: measure the
+    machine's links again. `draft`: a smaller model of the same family, a directory or Hub repo or
+    pack, that proposes tokens; it stays on the device. `proposed_tokens`: the most that a draft
+    or prompt lookup will propose in a pass. `extra_vram_bytes`: VRAM to leave for others.
+    """
+
+    device: str = "auto"
+    limits: Limits = field(default_factory=Limits)
+    context_tokens: int = DEFAULT_CONTEXT_TOKENS
+    direct: bool | None = None
+    may_register: bool = True
+    draft: str | None = None
+    proposed_tokens: int = 0
+    extra_vram_bytes: int = 0
+    watchdog_s: float = 60.0
+    refresh: bool = False
+    attention: str = "sdpa"
