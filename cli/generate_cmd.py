@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from layerpack.cli.memory_options import memory_options
-from layerpack.cli.quick_imports import collector_paused
+from layerpack.cli.quick_imports import quick_imports
 
 
 def read_prompt(prompt: str | None, prompt_file: str | None) -> str:
@@ -94,7 +94,7 @@ def generate(pack: str, prompt: str | None, prompt_file: str | None, **options: 
         raise click.UsageError("give --draft or --prompt-lookup, not both")
     text = read_prompt(prompt, prompt_file)
     with contextlib.ExitStack() as starting:
-        starting.enter_context(collector_paused())
+        starting.enter_context(quick_imports())
         from layerpack.cli.generate_run import run  # after the usage is known to be right: slow
 
         raise SystemExit(run(Path(pack), text, options, on_open=starting.close))
