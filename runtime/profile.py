@@ -23,10 +23,10 @@ from layerpack.runtime.trace import (
 )
 
 LEGEND = (
-    "seconds of each step: read = some reader thread at work; wait = layers waiting for their "
-    "bytes; bind, forward = the host preparing and ordering (on a CPU: computing) layers; copy, "
-    "compute = the GPU's two streams at work; propose = a draft choosing tokens; wall = the pass; "
-    "total = propose and wall, until the tokens are known"
+    "of each step, in seconds but for GB and the tokens that it gave: read = some reader thread at "
+    "work; wait = layers waiting for their bytes; bind, forward = the host preparing and ordering "
+    "(on a CPU: computing) layers; copy, compute = the GPU's two streams at work; propose = a draft "
+    "choosing tokens; wall = the pass; total = propose and wall, until the tokens are known"
 )
 _MEDIAN_STEPS = 3
 

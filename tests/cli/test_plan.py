@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from layerpack.cli.plan_cmd import plan
+from layerpack.cli.main import layerpack
 from layerpack.formats.errors import CapacityError
 
 PackOf = Callable[..., Path]
@@ -20,7 +20,7 @@ LAPTOP += ["--assume-ram", "16GB"]
 
 
 def run(*arguments: object) -> Result:
-    return CliRunner().invoke(plan, [str(word) for word in arguments], catch_exceptions=False)
+    return CliRunner().invoke(layerpack, ["plan", *map(str, arguments)], catch_exceptions=False)
 
 
 def facts(*arguments: object) -> dict[str, object]:
