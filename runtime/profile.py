@@ -25,8 +25,8 @@ from layerpack.runtime.trace import (
 LEGEND = (
     "of each step, in seconds but for GB and the tokens that it gave: read = some reader thread at "
     "work; wait = layers waiting for their bytes; bind, forward = the host preparing and ordering "
-    "(on a CPU: computing) layers; copy, compute = the GPU's two streams at work; propose = a draft "
-    "choosing tokens; wall = the pass; total = propose and wall, until the tokens are known"
+    "(on a CPU: computing) layers; copy, compute = the GPU's two streams at work; propose = a "
+    "draft choosing tokens; wall = the pass; total = propose and wall, until the tokens are known"
 )
 _MEDIAN_STEPS = 3
 
