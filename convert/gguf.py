@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from layerpack.convert.gguf_config import write_config_dir
+from layerpack.convert.gguf_once import each_thing_once
 from layerpack.convert.reading import WeightFile, weights_digest
 from layerpack.convert.source import SourceFileFacts, SourceTensor, path_id
 from layerpack.formats.errors import LayerpackError, SourceError, UnsupportedError
@@ -59,7 +60,8 @@ class GgufSource:
             ) from None
         directory = tempfile.TemporaryDirectory(prefix="layerpack-gguf-")
         try:
-            return cls(path, directory, gguf)
+            with each_thing_once(gguf):
+                return cls(path, directory, gguf)
         except LayerpackError:
             directory.cleanup()
             raise

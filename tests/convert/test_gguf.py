@@ -186,6 +186,28 @@ def test_config_files_are_the_same_each_time(tmp_path: Path) -> None:
     assert contents[0] == contents[1]
 
 
+def test_a_file_is_parsed_once_and_the_package_is_left_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, parsed = write_gguf(tmp_path / "m.gguf"), []
+
+    class Counting(gguf.GGUFReader):  # type: ignore[misc]
+        def __init__(self, *arguments: Any) -> None:
+            parsed.append(arguments)
+            super().__init__(*arguments)
+
+    monkeypatch.setattr(gguf, "GGUFReader", Counting)
+    name_map = gguf.get_tensor_name_map
+    (tmp_path / "damaged.gguf").write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(SourceError):
+        GgufSource.open(tmp_path / "damaged.gguf")
+    parsed.clear()
+    for count in (1, 2):
+        GgufSource.open(path).__exit__(None, None, None)
+        assert len(parsed) == count
+    assert gguf.GGUFReader is Counting and gguf.get_tensor_name_map is name_map
+
+
 def test_facts_change_with_the_file(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "m.gguf")
     with GgufSource.open(path) as source:
