@@ -191,7 +191,7 @@ def test_a_file_is_parsed_once_and_the_package_is_left_as_it_was(
 ) -> None:
     path, parsed = write_gguf(tmp_path / "m.gguf"), []
 
-    class Counting(gguf.GGUFReader):  # type: ignore[misc]
+    class Counting(gguf.GGUFReader):  # type: ignore[misc, name-defined]
         def __init__(self, *arguments: Any) -> None:
             parsed.append(arguments)
             super().__init__(*arguments)
