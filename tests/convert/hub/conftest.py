@@ -1,0 +1,45 @@
+"""A small repository, and a server of it that huggingface_hub's own client is turned to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hub_server import HubServer, Repo
+from hub_source import REPO
+from huggingface_hub import constants
+
+from layerpack.convert import hub_errors
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small llama in several shards, with what a repository has beside them."""
+    from tiny import make_checkpoint
+    from transformers import AutoModelForCausalLM
+
+    path = make_checkpoint(tmp_path_factory.mktemp("checkpoint"), "llama", num_hidden_layers=5)
+    model = AutoModelForCausalLM.from_pretrained(path)
+    (path / "model.safetensors").unlink()
+    model.save_pretrained(path, max_shard_size="120KB")
+    (path / "README.md").write_text("not for the pack")
+    (path / "modeling_own.py").write_text("raise SystemExit('never run')")
+    assert len(list(path.glob("*.safetensors"))) >= 4
+    return path
+
+
+@pytest.fixture
+def hub(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """The server with the repository REPO, and huggingface_hub turned to it."""
+    server = HubServer()
+    with server.running():
+        server.repos[REPO] = Repo(directory=checkpoint)
+        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(hub_errors, "WAITS_S", (0.01, 0.02, 0.03, 0.04))
+        monkeypatch.setenv("HF_HUB_DISABLE_IMPLICIT_TOKEN", "0")
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        yield server

@@ -1,0 +1,51 @@
+"""Whole conversions from the Hub: the directory's pack, after a server that died as well."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hub_server import HubServer
+from hub_source import REPO, shards
+
+from layerpack.convert.api import convert
+from layerpack.convert.options import ConvertOptions
+from layerpack.formats.errors import HubError
+
+
+def test_conversion_equals_that_of_the_directory(
+    hub: HubServer, checkpoint: Path, tmp_path: Path
+) -> None:
+    convert(str(checkpoint), tmp_path / "from-directory")
+    convert(REPO, tmp_path / "from-hub")
+    for path in sorted((tmp_path / "from-directory").iterdir()):
+        if path.name != "layerpack.json":  # which names the source
+            assert (tmp_path / "from-hub" / path.name).read_bytes() == path.read_bytes()
+    assert len(list((tmp_path / "from-hub").iterdir())) == len(
+        list((tmp_path / "from-directory").iterdir())
+    )
+    assert not (tmp_path / "cache").exists()
+
+
+def test_server_that_dies_in_mid_conversion_and_comes_back(
+    hub: HubServer, checkpoint: Path, tmp_path: Path
+) -> None:
+    convert(str(checkpoint), tmp_path / "wanted")
+    last = shards(checkpoint)[-1].name
+    hub.fail(f"^/cdn/.*{last}")  # its header
+    hub.fail(f"^/cdn/.*{last}", status=403, times=9)
+    with pytest.raises(HubError, match=last):
+        convert(REPO, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    hub.faults.clear()
+    convert(REPO, tmp_path / "out")
+    for path in (tmp_path / "wanted").glob("*.safetensors"):
+        assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_options_reach_the_source(hub: HubServer, tmp_path: Path) -> None:
+    hub.repos[REPO].revisions["old"] = "e" * 40
+    options = ConvertOptions(revision="old", keep_source=True)
+    manifest = convert(REPO, tmp_path / "out", options)
+    assert manifest.source.revision == "e" * 40
+    assert shards(tmp_path / "cache")

@@ -1,0 +1,88 @@
+"""Repositories that cannot be read: not allowed, not there, out of reach, or no checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hub_server import TOKEN, HubServer
+from hub_source import REPO, copied, message_of, open_hub, shards, take_all
+from huggingface_hub import constants
+
+from layerpack.convert.api import convert
+from layerpack.formats.errors import HubError, SourceError, UnsupportedError
+
+
+def test_gated(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.repos[REPO].gated = True
+    for token in ("", "hf_wrong"):
+        if token:
+            monkeypatch.setenv("HF_TOKEN", token)
+        text = message_of(lambda: open_hub(tmp_path))
+        assert f"terms to be accepted: do so at {hub.url}/{REPO}" in text
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    with open_hub(tmp_path) as source:
+        take_all(source)
+
+
+def test_private_or_missing(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.repos[REPO].private = True
+    assert "no such repository" in message_of(lambda: open_hub(tmp_path))
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    open_hub(tmp_path)
+    with pytest.raises(HubError, match="org/none: no such repository"):
+        convert("org/none", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_revision(hub: HubServer, tmp_path: Path) -> None:
+    text = message_of(lambda: open_hub(tmp_path, revision="v9"))
+    assert "v9" in text
+    assert "no such revision" in text
+
+
+def test_no_network(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    assert "http://127.0.0.1:9 cannot be reached" in message_of(lambda: open_hub(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda d: (d / "config.json").unlink(), "no config.json"),
+        (lambda d: shards(d)[1].unlink(), "missing"),
+        (lambda d: shards(d)[1].write_bytes(b"\xff" * 500), "not a safetensors file"),
+        (lambda d: shards(d)[1].write_bytes(shards(d)[1].read_bytes()[:-8]), "truncated"),
+        (lambda d: [p.unlink() for p in d.glob("model*")], "no model.safetensors"),
+        (lambda d: (d / "model.safetensors.index.json").write_text("{"), "not valid JSON"),
+    ],
+)
+def test_repositories_that_are_no_checkpoint(
+    hub: HubServer,
+    checkpoint: Path,
+    tmp_path: Path,
+    damage: Callable[[Path], object],
+    message: str,
+) -> None:
+    hub.repos[REPO].directory = copied(checkpoint, tmp_path)
+    damage(hub.repos[REPO].directory)
+    with pytest.raises(SourceError, match=message) as caught:
+        open_hub(tmp_path)
+    assert REPO in str(caught.value)
+
+
+def test_unsupported_quantisation_is_refused_before_weights_are_downloaded(
+    hub: HubServer, checkpoint: Path, tmp_path: Path
+) -> None:
+    import json
+
+    directory = hub.repos[REPO].directory = copied(checkpoint, tmp_path)
+    config = json.loads((directory / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq"}
+    (directory / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UnsupportedError, match="gptq"):
+        convert(REPO, tmp_path / "out")
+    assert hub.num_requests("^/cdn/") == len(shards(directory))  # their headers

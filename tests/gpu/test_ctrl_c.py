@@ -1,0 +1,70 @@
+"""On a CUDA device: Ctrl-C while opening, in a pass and while closing; nothing stays behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from cuda_runs import logits_of, options, tiers
+from faults import after_interrupt, nothing_left
+
+from layerpack.runtime import host, model, opening, weights
+from layerpack.runtime.generate import GenerateOptions
+from layerpack.runtime.model import Model
+
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("same_vram_after")]
+
+PHASES = {
+    "pinning": (weights, "PinnedBuffers", "disk"),
+    "registering": (host, "_register", "host"),
+    "loading residents": (weights, "load_resident", "VRAM"),
+    "building the skeleton": (model, "build_skeleton", "mixed"),
+    "waiting for weights": (opening.Opening, "result", "mixed"),
+    "binding": (weights.Weights, "attach", "mixed"),
+}
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_ctrl_c_while_opening_leaves_nothing(
+    pack: Path, monkeypatch: pytest.MonkeyPatch, registered: set[int], phase: str
+) -> None:
+    where, name, tier = PHASES[phase]
+    whole = logits_of(pack, options(tier))
+    with monkeypatch.context() as patch, nothing_left(pack, within_s=60):
+        patch.setattr(where, name, after_interrupt(getattr(where, name)))
+        with pytest.raises(KeyboardInterrupt):
+            logits_of(pack, options(tier))
+    assert not registered
+    assert torch.equal(logits_of(pack, options(tier)), whole)
+
+
+@tiers
+def test_ctrl_c_in_a_pass_and_while_closing(
+    pack: Path, monkeypatch: pytest.MonkeyPatch, registered: set[int], tier: str
+) -> None:
+    wanted = GenerateOptions(max_new_tokens=6, raw=True)
+    with (
+        nothing_left(pack, within_s=60),
+        pytest.raises(KeyboardInterrupt),
+        Model.open(pack, options(tier)) as opened,
+    ):
+        whole = opened.generate("hello", wanted).token_ids
+        calls: list[int] = []
+
+        def count(*_: object) -> None:
+            calls.append(1)
+            if len(calls) == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        hook = opened.network.model.layers[1].mlp.register_forward_pre_hook(count)
+        broken = opened.generate("hello", wanted)
+        hook.remove()
+        assert broken.finish == "interrupted"
+        assert broken.token_ids == whole[: len(broken.token_ids)]
+        assert opened.generate("hello", wanted).token_ids == whole
+        closed = after_interrupt(weights.Weights.__exit__)
+        monkeypatch.setattr(weights.Weights, "__exit__", closed)
+    assert not registered

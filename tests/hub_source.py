@@ -1,0 +1,55 @@
+"""A repository of hub_server as a source: opened, read, and what it refuses."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from layerpack.convert.hub import HubSource
+from layerpack.formats.errors import HubError
+
+REPO = "org/tiny"
+
+
+def open_hub(tmp_path: Path, **options: Any) -> HubSource:
+    """REPO with the options of HubSource.open; downloads go to `tmp_path / "scratch"`."""
+    settings: dict[str, Any] = {"revision": None, "keep_source": False, **options}
+    return HubSource.open(REPO, scratch=tmp_path / "scratch", **settings)
+
+
+def take_all(source: HubSource) -> dict[str, torch.Tensor]:
+    """Every tensor, file by file, as the pipeline would read them."""
+    tensors = {}
+    for facts in source.files:
+        arrived: list[int] = []
+        source.fetch(facts.name, arrived.append)
+        assert sum(arrived) >= facts.file_bytes
+        for name, tensor in source.tensors.items():
+            if tensor.file == facts.name:
+                tensors[name] = source.read(name)
+        source.release(facts.name)
+    return tensors
+
+
+def shards(path: Path) -> list[Path]:
+    """The files of weights under `path`, in the order of their names."""
+    return sorted(path.rglob("*.safetensors"))
+
+
+def message_of(action: Callable[[], object]) -> str:
+    """The one line of the HubError that `action` ends with."""
+    with pytest.raises(HubError) as caught:
+        action()
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+def copied(checkpoint: Path, tmp_path: Path) -> Path:
+    """A copy that a test may damage."""
+    return Path(shutil.copytree(checkpoint, tmp_path / "mutable"))

@@ -1,0 +1,109 @@
+"""A real Ctrl-C while opening, loading, generating and closing leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cpu_runs import FROM_DISK, IDS, MAPPED, logits_of
+from faults import after_interrupt, nothing_left
+
+from layerpack.formats.pack import Pack
+from layerpack.formats.read import BufferedReader
+from layerpack.runtime import measure, model, opening, stored, weights
+from layerpack.runtime.generate import GenerateOptions
+from layerpack.runtime.host import HostStore
+from layerpack.runtime.model import Model
+from layerpack.runtime.open_options import OpenOptions
+from layerpack.runtime.resident import load_resident
+from layerpack.runtime.slices import pass_slices
+
+
+def interrupt(*_: object, **__: object) -> Any:
+    """A real Ctrl-C, from whichever thread this runs in."""
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+OPENING = {
+    "measuring": (measure, "_time_reads"),
+    "taking buffers": (weights, "PinnedBuffers"),
+    "mapping": (stored, "map_slice"),
+    "starting the stream": (weights, "WeightStream"),
+    "building the skeleton": (model, "build_skeleton"),
+    "waiting for weights": (opening.Opening, "result"),
+    "binding": (weights.Weights, "attach"),
+}
+
+
+@pytest.mark.parametrize("phase", OPENING)
+def test_ctrl_c_while_opening_leaves_nothing(
+    pack: Path, monkeypatch: pytest.MonkeyPatch, phase: str
+) -> None:
+    where, name = OPENING[phase]
+    options = MAPPED if phase == "mapping" else FROM_DISK
+    logits_of(pack, options)
+    with monkeypatch.context() as patch:
+        patch.setattr(where, name, after_interrupt(getattr(where, name)))
+        with nothing_left(pack), pytest.raises(KeyboardInterrupt):
+            logits_of(pack, options)
+    logits_of(pack, options)
+
+
+def test_ctrl_c_ends_a_long_loading(pack: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not only the wait for it."""
+    slices = pass_slices(Pack.open(pack))
+
+    def slowly(cancelled: threading.Event, **_: Any) -> None:
+        interrupt()
+        for _round in range(1000):
+            with closing(BufferedReader()) as reader, HostStore(torch.device("cpu")) as store:
+                store.load(slices, reader, may_register=False, cancelled=cancelled)
+                cpu = torch.device("cpu")
+                load_resident(slices, reader, cpu, watchdog_s=5, cancelled=cancelled)
+
+    monkeypatch.setattr(model, "_open_weights", slowly)
+    with nothing_left(pack, within_s=10), pytest.raises(KeyboardInterrupt):
+        logits_of(pack, FROM_DISK)
+
+
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+@pytest.mark.parametrize("options", [MAPPED, FROM_DISK], ids=["mapped", "disk"])
+def test_ctrl_c_while_generating_ends_the_text(
+    pack: Path, options: OpenOptions, phase: str
+) -> None:
+    with nothing_left(pack), Model.open(pack, options) as opened:
+        whole = opened.generate("hello", GenerateOptions(max_new_tokens=8))
+        calls: list[int] = []
+
+        def count(*_: object) -> None:
+            calls.append(1)
+            if len(calls) == (1 if phase == "prefill" else 4):
+                interrupt()
+
+        hook = opened.network.model.layers[1].mlp.register_forward_pre_hook(count)
+        broken = opened.generate("hello", GenerateOptions(max_new_tokens=8))
+        hook.remove()
+        assert broken.finish == "interrupted"
+        assert len(broken.token_ids) == (0 if phase == "prefill" else 3)
+        again = opened.generate("hello", GenerateOptions(max_new_tokens=8))
+        assert again.token_ids == whole.token_ids
+
+
+@pytest.mark.parametrize("name", ["stop", "_halt"])
+def test_ctrl_c_while_closing_still_closes(
+    pack: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    from layerpack.runtime.ring import ReadRing
+    from layerpack.runtime.stream import WeightStream
+
+    kind: Any = ReadRing if name == "stop" else WeightStream
+    with nothing_left(pack), pytest.raises(KeyboardInterrupt), Model.open(pack, FROM_DISK) as m:
+        with torch.no_grad():
+            m.network(IDS)
+        monkeypatch.setattr(kind, name, after_interrupt(getattr(kind, name)))
