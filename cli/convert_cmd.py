@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("source")
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path())
 @click.option(
     "--block-size",
     type=click.Choice([str(size) for size in BLOCK_SIZES]),
@@ -40,7 +39,11 @@ if TYPE_CHECKING:
     help="How lm_head is stored (bf16: as the model has it, in 16 bits).",
 )
 @click.option("--device", default="auto", help="Where to quantise: auto, cpu, cuda. Same bytes.")
-@click.option("--force", is_flag=True, help="Replace OUT, and unfinished work of other options.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Replace OUT if it is a pack, and unfinished work of other options.",
+)
 @click.option("--revision", help="Branch, tag or commit of a Hub repository.")
 @click.option(
     "--zstd",
@@ -51,7 +54,7 @@ if TYPE_CHECKING:
 @click.option("--keep-source", is_flag=True, help="Keep downloads in the usual Hub cache.")
 def convert(
     source: str,
-    out: Path,
+    out: str,
     block_size: str | None,
     double_quant: bool | None,
     head: str,

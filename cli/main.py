@@ -64,6 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     The one place where an error becomes one line; LAYERPACK_DEBUG=1 shows its traceback instead.
     """
+    _open_standard_files()
     try:
         sys.exit(layerpack.main(args=arguments, standalone_mode=False))
     except click.ClickException as error:
@@ -83,6 +84,20 @@ def main(arguments: list[str] | None = None) -> None:
     finally:
         if arguments is None:  # called by a program, it goes on
             leave_to_the_system()
+
+
+def _open_standard_files() -> None:
+    """Where the caller closed one of the three, the next file opened would take its place.
+
+    A library's warning would then be written into a pack.
+    """
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free: this one
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115 - as long as the process
 
 
 def _one_line(error: Exception) -> str:

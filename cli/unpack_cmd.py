@@ -13,9 +13,9 @@ from layerpack.formats.units import human_bytes
 
 @click.command()
 @click.argument("pack", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
-@click.option("--force", is_flag=True, help="Replace OUT.")
-def unpack(pack: Path, out: Path, force: bool) -> None:
+@click.argument("out", type=click.Path())
+@click.option("--force", is_flag=True, help="Replace OUT if it is a pack.")
+def unpack(pack: Path, out: str, force: bool) -> None:
     """Expand the compressed pack PACK to a plain one at OUT.
 
     OUT is what `layerpack convert` without --zstd writes, bit for bit; transformers loads it.

@@ -53,8 +53,8 @@ def convert(
     the target's name unless it is whole.
     """
     options = options or ConvertOptions()
-    destination = Destination(Path(out))
-    destination.check_target(force=options.force)
+    destination = Destination(out)
+    destination.check_target(source, force=options.force)
     device = _device(options.device)
     with (
         destination.held(),

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from layerpack.convert.journal import JOURNAL_NAME
 from layerpack.formats.errors import DiskFullError, TargetError
+from layerpack.formats.manifest import MANIFEST_NAME
 from layerpack.formats.units import human_bytes
 
 PARTIAL_SUFFIX = ".layerpack-partial"
@@ -27,15 +28,23 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 class Destination:
     """Paths of one conversion, and the steps that change names. Holds nothing open but the lock."""
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path | str) -> None:
+        """Raises TargetError for an empty name, which would be the current directory."""
+        if not str(out):
+            raise TargetError("the target's name is empty; name a directory")
         self.out = Path(os.path.abspath(out))
         self.partial = self.out.with_name(self.out.name + PARTIAL_SUFFIX)
         self.pack = self.partial / "pack"
         self.scratch = self.partial / "source"
         self.journal = self.partial / JOURNAL_NAME
 
-    def check_target(self, *, force: bool) -> None:
-        """Raises TargetError if something stands under the name, or nothing can be made there."""
+    def check_target(self, source: Path | str, *, force: bool) -> None:
+        """Raises TargetError if something stands under the name, or nothing can be made there.
+
+        `force` lets a pack be replaced and nothing else; never what `source`, a path or a Hub
+        repo, is or lies in.
+        """
+        self._refuse_source(source)
         parent = self.out.parent
         if not parent.is_dir():
             raise TargetError(f"{parent}: no such directory; make it first")
@@ -48,6 +57,20 @@ class Destination:
                 shutil.rmtree(self.partial, ignore_errors=True)  # killed after the rename
             if not force:
                 raise TargetError(f"{self.out}: exists; name another target or use --force")
+            if not self.out.is_symlink() and not (self.out / MANIFEST_NAME).is_file():
+                raise TargetError(
+                    f"{self.out}: exists and is no pack, which is all that --force replaces; "
+                    "name another target, or remove it yourself"
+                )
+
+    def _refuse_source(self, source: Path | str) -> None:
+        if not os.path.lexists(source):
+            return  # a Hub repo
+        read, replaced = Path(os.path.realpath(source)), Path(os.path.realpath(self.out))
+        if read == replaced:
+            raise TargetError(f"{self.out}: is the source itself; name another target")
+        if replaced in read.parents and self.out.is_dir():
+            raise TargetError(f"{self.out}: holds the source {source}; name another target")
 
     @contextmanager
     def held(self) -> Iterator[None]:

@@ -41,8 +41,8 @@ def unpack(
     pack = Pack.open(path)
     if pack.manifest.compression is None:
         raise PackError(f"{path}: is not compressed; use it as it is")
-    destination = Destination(Path(out))
-    destination.check_target(force=force)
+    destination = Destination(out)
+    destination.check_target(path, force=force)
     plain = _plain(pack.manifest)
     with destination.held():
         if destination.journal.exists():

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import click
 import pytest
@@ -112,3 +113,15 @@ def test_debug_shows_the_traceback(ends: Ends, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("LAYERPACK_DEBUG", "1")
     with pytest.raises(ZeroDivisionError):
         ends(ZeroDivisionError())
+
+
+@pytest.mark.parametrize("closed", [(2,), (0, 2), (0, 1, 2)])
+def test_closed_standard_files_change_no_result(
+    closed: tuple[int, ...], pack_of: Callable[..., Path]
+) -> None:
+    closing = "".join(f"os.close({number});" for number in closed)
+    code = (
+        f"import os,sys; {closing} os.execv(sys.executable, [sys.executable, '-m', "
+        f"'layerpack.cli.main', 'verify', {str(pack_of('llama'))!r}])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
