@@ -54,7 +54,8 @@ def convert(
     """
     options = options or ConvertOptions()
     destination = Destination(out)
-    destination.check_target(source, force=options.force)
+    destination.refuse_source(source)
+    destination.check_target(force=options.force)
     device = _device(options.device)
     with (
         destination.held(),

@@ -38,13 +38,11 @@ class Destination:
         self.scratch = self.partial / "source"
         self.journal = self.partial / JOURNAL_NAME
 
-    def check_target(self, source: Path | str, *, force: bool) -> None:
+    def check_target(self, *, force: bool) -> None:
         """Raises TargetError if something stands under the name, or nothing can be made there.
 
-        `force` lets a pack be replaced and nothing else; never what `source`, a path or a Hub
-        repo, is or lies in.
+        `force` lets a pack be replaced, or a link, and nothing else.
         """
-        self._refuse_source(source)
         parent = self.out.parent
         if not parent.is_dir():
             raise TargetError(f"{parent}: no such directory; make it first")
@@ -63,7 +61,8 @@ class Destination:
                     "name another target, or remove it yourself"
                 )
 
-    def _refuse_source(self, source: Path | str) -> None:
+    def refuse_source(self, source: Path | str) -> None:
+        """Raises TargetError if the target is `source` (a path, or a Hub repo) or holds it."""
         if not os.path.lexists(source):
             return  # a Hub repo
         read, replaced = Path(os.path.realpath(source)), Path(os.path.realpath(self.out))

@@ -36,13 +36,14 @@ def unpack(
 
     Every file is that of the same conversion without compression, which is checked by its digest.
     Nothing appears under `out` unless it is whole, and a break leaves nothing. `force` replaces
-    what stands there. Raises PackError, TargetError (DiskFullError).
+    the pack that stands there, be it the compressed one itself. Raises PackError, TargetError
+    (DiskFullError).
     """
     pack = Pack.open(path)
     if pack.manifest.compression is None:
         raise PackError(f"{path}: is not compressed; use it as it is")
     destination = Destination(out)
-    destination.check_target(path, force=force)
+    destination.check_target(force=force)
     plain = _plain(pack.manifest)
     with destination.held():
         if destination.journal.exists():

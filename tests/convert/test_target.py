@@ -68,15 +68,15 @@ def test_only_packs_are_replaced(make_checkpoint: MakeCheckpoint, tmp_path: Path
     assert not list((tmp_path / "packed").glob("*.zst"))
 
 
-def test_unpacking_never_replaces_what_it_reads(
+def test_unpacking_replaces_what_it_reads_if_asked_but_no_directory_around_it(
     make_checkpoint: MakeCheckpoint, tmp_path: Path
 ) -> None:
     packed = tmp_path / "folder" / "packed"
     packed.parent.mkdir()
     convert(str(make_checkpoint("llama")), packed, ConvertOptions(zstd_level=1))
     before = contents(tmp_path)
-    with pytest.raises(TargetError, match="is the source itself"):
-        unpack(packed, packed, force=True)
-    with pytest.raises(TargetError, match="holds the source"):
+    with pytest.raises(TargetError, match="exists and is no pack"):
         unpack(packed, packed.parent, force=True)
     assert contents(tmp_path) == before
+    unpack(packed, packed, force=True)
+    assert (packed / "layer-000.safetensors").is_file()
