@@ -80,8 +80,8 @@ def _check_context(pack: Pack, options: BenchOptions) -> None:
     tokens = max(1, options.context_tokens) + options.passes
     if limit is not None and tokens > limit:
         raise PromptError(
-            f"--context {options.context_tokens} and --passes {options.passes} make {tokens} tokens, "
-            f"the model's context is {limit}; use a smaller --context"
+            f"--context {options.context_tokens} and --passes {options.passes} make {tokens} "
+            f"tokens, the model's context is {limit}; use a smaller --context"
             + (" and fewer --passes" if options.passes >= limit else "")
         )
 
