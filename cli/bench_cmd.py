@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from layerpack.cli.numbers import POSITIVE
 from layerpack.cli.sizes import SIZE
 
 INTERRUPTED = 130
@@ -35,7 +36,7 @@ INTERRUPTED = 130
 )
 @click.option(
     "--row-seconds",
-    type=click.FloatRange(0, min_open=True),
+    type=POSITIVE,
     default=30.0,
     show_default=True,
     help="Begin no further pass of a row after so long.",

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from layerpack.cli.memory_options import memory_options
+from layerpack.cli.numbers import SEED, FiniteRange
 from layerpack.cli.quick_imports import quick_imports
 
 
@@ -41,14 +42,14 @@ def read_prompt(prompt: str | None, prompt_file: str | None) -> str:
 @click.option("--max-new-tokens", type=click.IntRange(1), default=512, show_default=True)
 @click.option(
     "--temperature",
-    type=click.FloatRange(0),
+    type=FiniteRange(0),
     default=0.0,
     show_default=True,
     help="0 always takes the likeliest token.",
 )
-@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True)
+@click.option("--top-p", type=FiniteRange(0, 1, min_open=True), default=1.0, show_default=True)
 @click.option("--top-k", type=click.IntRange(0), default=0, help="0: no limit.", show_default=True)
-@click.option("--seed", type=int, help="Makes sampling repeatable.")
+@click.option("--seed", type=SEED, help="Makes sampling repeatable.")
 @memory_options
 @click.option(
     "--draft",

@@ -15,13 +15,13 @@ import click
 
 from layerpack.cli.inspect_json import pack_document
 from layerpack.cli.inspect_text import pack_lines, tensor_lines
+from layerpack.cli.numbers import POSITIVE
 from layerpack.formats.manifest import MANIFEST_NAME
 from layerpack.formats.pack import Pack
 
 LINK_GB_S, DISK_GB_S, DOWNLOAD_MB_S = 12.0, 6.0, 50.0
 """A laptop's GPU on PCIe 4.0 x8, an NVMe drive on PCIe 4.0 x4, a good home line: about so much."""
 
-_SPEED = click.FloatRange(min=0, min_open=True)
 _REPO_ID = re.compile(r"([A-Za-z0-9][\w.-]*)/[A-Za-z0-9_][\w.-]*")
 
 
@@ -33,7 +33,7 @@ _REPO_ID = re.compile(r"([A-Za-z0-9][\w.-]*)/[A-Za-z0-9_][\w.-]*")
 @click.option(
     "--link",
     "link_gb_s",
-    type=_SPEED,
+    type=POSITIVE,
     default=LINK_GB_S,
     show_default=True,
     metavar="GB/S",
@@ -42,7 +42,7 @@ _REPO_ID = re.compile(r"([A-Za-z0-9][\w.-]*)/[A-Za-z0-9_][\w.-]*")
 @click.option(
     "--disk",
     "disk_gb_s",
-    type=_SPEED,
+    type=POSITIVE,
     default=DISK_GB_S,
     show_default=True,
     metavar="GB/S",
@@ -51,7 +51,7 @@ _REPO_ID = re.compile(r"([A-Za-z0-9][\w.-]*)/[A-Za-z0-9_][\w.-]*")
 @click.option(
     "--download",
     "download_mb_s",
-    type=_SPEED,
+    type=POSITIVE,
     default=DOWNLOAD_MB_S,
     show_default=True,
     metavar="MB/S",

@@ -12,6 +12,7 @@ from typing import Any
 
 from layerpack.cli.inspect_json import pack_document
 from layerpack.cli.inspect_text import columns, human_seconds, pack_lines, printable, source_line
+from layerpack.cli.progress import byte_bar
 from layerpack.convert.options import ConvertOptions
 from layerpack.convert.unfinished import Unfinished
 from layerpack.formats.pack import Pack
@@ -123,13 +124,19 @@ def forecast_document(
 
 def error_rows(pack: Pack, source: str | None) -> list[dict[str, Any]]:
     """Quantisation error of each blob, with a bar while it is measured. Raises SourceError."""
-    from tqdm import tqdm
-
     from layerpack.convert.stats import blob_errors
 
     total = sum(blob.num_parameters for blob in pack.manifest.blobs)
-    with tqdm(desc="compare", total=total, unit="w", unit_scale=True, leave=False) as bar:
-        return [asdict(row) for row in blob_errors(pack, source, bar.update)]
+    # Time goes with the parameters, so the bytes shown are the pack's in proportion to them.
+    total_bytes, compared = pack.manifest.total_bytes, 0
+    with byte_bar("compare") as show:
+
+        def report(parameters: int) -> None:
+            nonlocal compared
+            compared += parameters
+            show(total_bytes * compared // total, total_bytes)
+
+        return [asdict(row) for row in blob_errors(pack, source, report)]
 
 
 def error_lines(rows: Sequence[dict[str, Any]]) -> Iterator[str]:

@@ -8,9 +8,8 @@ from typing import Any
 import click
 
 from layerpack.cli.memory_options import limits_of, memory_options
+from layerpack.cli.numbers import POSITIVE
 from layerpack.cli.sizes import SIZE
-
-_RATE = click.FloatRange(0, min_open=True)
 
 
 @click.command()
@@ -23,8 +22,10 @@ _RATE = click.FloatRange(0, min_open=True)
 @click.option(
     "--assume-ram", type=SIZE, help="Plan for so much memory, a fifth of it taken by others."
 )
-@click.option("--assume-link", type=_RATE, metavar="GB_S", help="Plan for this host-to-GPU link.")
-@click.option("--assume-disk", type=_RATE, metavar="GB_S", help="Plan for a disk this fast.")
+@click.option(
+    "--assume-link", type=POSITIVE, metavar="GB_S", help="Plan for this host-to-GPU link."
+)
+@click.option("--assume-disk", type=POSITIVE, metavar="GB_S", help="Plan for a disk this fast.")
 def plan(pack: Path, layers: bool, as_json: bool, **options: Any) -> None:
     """Show where the layers of the pack OUT would live, and how long a pass would take.
 

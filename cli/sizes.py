@@ -23,6 +23,7 @@ _UNITS = {
     "tib": 1 << 40,
     "tb": 1000**4,
 }
+_MOST_BYTES = 1 << 62
 _PATTERN = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*")
 
 
@@ -31,7 +32,10 @@ def parse_size(text: str) -> int:
     match = _PATTERN.fullmatch(text)
     if match is None or match[2].lower() not in _UNITS:
         raise ValueError(f"{text!r} is not a size; write 8GiB, 7500MB or 512M")
-    return int(float(match[1]) * _UNITS[match[2].lower()])
+    size_bytes = float(match[1]) * _UNITS[match[2].lower()]
+    if size_bytes > _MOST_BYTES:
+        raise ValueError(f"{text!r} is more than any machine has; write 8GiB, 7500MB or 512M")
+    return int(size_bytes)
 
 
 class _Size(click.ParamType[int]):

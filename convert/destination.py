@@ -26,13 +26,18 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Destination:
-    """Paths of one conversion, and the steps that change names. Holds nothing open but the lock."""
+    """Paths of one conversion, and the steps that change names. Holds nothing open but the lock.
+
+    Raises TargetError for the root directory, beside which nothing can be.
+    """
 
     def __init__(self, out: Path | str) -> None:
         """Raises TargetError for an empty name, which would be the current directory."""
         if not str(out):
             raise TargetError("the target's name is empty; name a directory")
         self.out = Path(os.path.abspath(out))
+        if not self.out.name:
+            raise TargetError(f"{self.out}: the root directory; name a target inside it")
         self.partial = self.out.with_name(self.out.name + PARTIAL_SUFFIX)
         self.pack = self.partial / "pack"
         self.scratch = self.partial / "source"

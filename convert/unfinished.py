@@ -5,6 +5,7 @@ Reads the journal and the directory, changes nothing, and takes no lock. Imports
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +58,9 @@ class Unfinished:
 
 def find_unfinished(target: Path) -> Path | None:
     """The directory of an unfinished conversion to `target`, or `target` if it is one itself."""
-    if target.name.endswith(PARTIAL_SUFFIX) and target.is_dir():
+    if not Path(os.path.abspath(target)).name:  # the root: nothing is beside it
+        return None
+    if target.name.removesuffix(PARTIAL_SUFFIX) not in ("", target.name) and target.is_dir():
         return target
     partial = Destination(target).partial
     return partial if partial.is_dir() else None

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from layerpack.formats.errors import LayerpackError, PackError
+from layerpack.formats.errors import LayerpackError, PackError, PromptError
 from layerpack.formats.pack import Pack
 from layerpack.runtime.bench_machine import describe_machine, let_go
 from layerpack.runtime.bench_options import BenchOptions
@@ -20,6 +20,7 @@ from layerpack.runtime.bench_rows import ROWS, Row
 from layerpack.runtime.bench_runner import RowRunner
 from layerpack.runtime.device_errors import device_failed, is_device_error
 from layerpack.runtime.machine import pick_device
+from layerpack.runtime.needs import context_limit
 from layerpack.runtime.vram_cap import capped_vram
 
 
@@ -33,8 +34,8 @@ def run_bench(
     """Measure the rows; minutes. `on_row` is called before each of them that runs.
 
     `on_outcome` is called with each row's figures as soon as there are any, or why it has none.
-    Ctrl-C ends it early: what was measured comes back. Raises PackError, CapacityError,
-    StreamError. Nothing is left behind: no file, thread or registration.
+    Ctrl-C ends it early: what was measured comes back. Raises PackError, PromptError,
+    CapacityError, StreamError. Nothing is left behind: no file, thread or registration.
     """
     pack = Pack.open(path)
     if pack.manifest.compression is not None:
@@ -42,6 +43,7 @@ def run_bench(
             f"{path}: is compressed, which the loaders to compare with cannot read; run "
             "`layerpack unpack` first and time the plain pack"
         )
+    _check_context(pack, options)
     device = pick_device(options.device)
     machine = describe_machine(device)  # before a row that may fail for good
     rows: list[RowResult] = []
@@ -71,6 +73,17 @@ def run_bench(
         left_out=tuple(left_out),
         interrupted=interrupted,
     )
+
+
+def _check_context(pack: Pack, options: BenchOptions) -> None:
+    limit = context_limit(pack)
+    tokens = max(1, options.context_tokens) + options.passes
+    if limit is not None and tokens > limit:
+        raise PromptError(
+            f"--context {options.context_tokens} and --passes {options.passes} make {tokens} "
+            f"tokens, the model's context is {limit}; use a smaller --context"
+            + (" and fewer --passes" if options.passes >= limit else "")
+        )
 
 
 def _measure(

@@ -112,6 +112,18 @@ def test_usage_errors(run: Run, pack_of: PackOf, tmp_path: Path) -> None:
     assert code == 2 and "no such directory" in err
 
 
+def test_more_context_than_the_model_has_is_refused_before_any_row(
+    run: Run, pack_of: PackOf
+) -> None:
+    code, out, err = run(pack_of("llama"), *QUICK, "--context", "256")
+    assert (code, out) == (1, "")
+    assert err == (
+        "layerpack: error: --context 256 and --passes 1 make 257 tokens, "
+        "the model's context is 256; use a smaller --context\n"
+    )
+    assert run(pack_of("llama"), *QUICK, "--context", "255", "--rows", "host")[0] == 0
+
+
 def test_no_pack_is_one_line(run: Run, tmp_path: Path) -> None:
     code, out, err = run(tmp_path, *QUICK)
     assert (code, out) == (1, "")

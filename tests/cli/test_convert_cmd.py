@@ -57,3 +57,13 @@ def test_a_terminal_gets_a_bar_that_goes_at_the_end(monkeypatch: pytest.MonkeyPa
     text = terminal.getvalue()
     assert "convert:" in text and "/1.00k" in text
     assert text.rsplit("\r", 2)[1].strip() == ""
+
+
+@pytest.mark.parametrize("target", ["/", "/usr/.."])
+def test_the_root_directory_is_no_target(
+    target: str, checkpoint_of: Callable[..., Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["convert", str(checkpoint_of("llama")), target])
+    refusal = "layerpack: error: /: the root directory; name a target inside it\n"
+    assert (ended.value.code, capfd.readouterr().err) == (1, refusal)

@@ -20,9 +20,10 @@ from oracles import quantised_reference
 from safetensors.torch import load_file, save_file
 from tiny import make_checkpoint
 
+from layerpack.cli import progress
 from layerpack.cli.main import main
 from layerpack.convert import ConvertOptions, convert, hub_errors
-from layerpack.convert.destination import Destination
+from layerpack.convert.destination import PARTIAL_SUFFIX, Destination
 from layerpack.convert.unfinished import read_unfinished
 from layerpack.formats.pack import Pack
 
@@ -245,6 +246,29 @@ def test_a_pack_made_from_nf4_has_no_error(
     source = pack_of("llama", nf4_head=True)
     convert(str(source), tmp_path / "out")
     assert all(row["error"] == 0 for row in inspect(tmp_path / "out", "--stats")["errors"])
+
+
+def test_stats_draw_no_bar_into_a_file(
+    pack_of: Callable[..., Path], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "_LINE_EVERY_S", 0.0)
+    with pytest.raises(SystemExit) as ended:
+        main(["inspect", str(pack_of("qwen2")), "--stats"])
+    error = capfd.readouterr().err
+    assert not ended.value.code
+    assert "\r" not in error
+    assert error.splitlines()[-1].startswith("compare: 100 %, ")
+
+
+@pytest.mark.parametrize("target", ["/", "//", "/usr/.."])
+def test_the_root_directory_is_no_pack(target: str, inspect: Run) -> None:
+    assert "no layerpack.json in it, so not a pack" in inspect(target, code=1)
+
+
+def test_nothing_but_the_suffix_is_no_unfinished_work(tmp_path: Path, inspect: Run) -> None:
+    place = tmp_path / PARTIAL_SUFFIX
+    place.mkdir()
+    assert "no layerpack.json in it, so not a pack" in inspect(place, code=1)
 
 
 def test_stats_need_the_right_source(
