@@ -159,6 +159,8 @@ def test_a_prompt_longer_than_the_context(generate: Run) -> None:
 def test_generation_ends_at_the_end_of_the_context(generate: Run) -> None:
     done = generate("--prompt", "a" * 250, "--raw", "--max-new-tokens", 100)
     assert done.code == 0 and done.err.startswith("[6 tokens in ")
+    done = generate("--prompt", "a" * 30, "--raw", "--context", 32, "--max-new-tokens", 100)
+    assert done.code == 0 and done.err.startswith("[2 tokens in ")
 
 
 def test_no_chat_template(generate: Run, pack_of: PackOf, tmp_path: Path) -> None:
