@@ -13,6 +13,8 @@ import click
 from layerpack.cli.memory_options import memory_options
 from layerpack.cli.numbers import SEED, FiniteRange
 from layerpack.cli.quick_imports import quick_imports
+from layerpack.formats.errors import PromptError
+from layerpack.formats.utf8 import require_utf8
 
 
 def read_prompt(prompt: str | None, prompt_file: str | None) -> str:
@@ -20,7 +22,7 @@ def read_prompt(prompt: str | None, prompt_file: str | None) -> str:
     if prompt is not None and prompt_file is not None:
         raise click.UsageError("give --prompt or --prompt-file, not both")
     if prompt is not None:
-        return prompt
+        return as_utf8(prompt, "--prompt")
     if prompt_file is not None:
         try:
             return Path(prompt_file).read_text(encoding="utf-8")
@@ -28,9 +30,22 @@ def read_prompt(prompt: str | None, prompt_file: str | None) -> str:
             raise click.UsageError(
                 f"--prompt-file {prompt_file}: cannot be read ({reason})"
             ) from None
-    if sys.stdin.isatty():
+    if sys.stdin is None or sys.stdin.isatty():  # None: it was closed when Python started
         raise click.UsageError("no prompt; give --prompt TEXT, --prompt-file FILE, or pipe one in")
-    return sys.stdin.read()
+    try:
+        text = sys.stdin.read()
+    except UnicodeDecodeError as reason:
+        raise click.UsageError(f"standard input: cannot be read ({reason})") from None
+    return as_utf8(text, "standard input")
+
+
+def as_utf8(text: str, where: str) -> str:
+    """`text` itself. Raises click.UsageError if it came as other bytes than UTF-8."""
+    try:
+        require_utf8(text, where)
+    except PromptError as reason:
+        raise click.UsageError(str(reason)) from None
+    return text
 
 
 @click.command()
@@ -94,6 +109,8 @@ def generate(pack: str, prompt: str | None, prompt_file: str | None, **options: 
     if options["draft"] is not None and options["prompt_lookup"] is not None:
         raise click.UsageError("give --draft or --prompt-lookup, not both")
     text = read_prompt(prompt, prompt_file)
+    if options["system"] is not None:
+        as_utf8(options["system"], "--system")
     with contextlib.ExitStack() as starting:
         starting.enter_context(quick_imports())
         from layerpack.cli.generate_run import run  # after the usage is known to be right: slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,8 @@ def run(path: Path, prompt: str, options: dict[str, Any], *, on_open: Callable[[
     new_tokens = tokens_left(
         prompt_tokens, wanted.max_new_tokens, limit=limit, reserved=options["context"]
     )
+    # Opening bounds a run only where it sets memory aside; --context bounds it on a CPU as well.
+    wanted = replace(wanted, max_new_tokens=new_tokens)
     drafting = options["draft"] is not None
     opening = OpenOptions(
         device=options["device"],

@@ -113,24 +113,35 @@ def _translated(what: str, reason: Exception) -> LayerpackError:
         )
     elif isinstance(reason, errors.RepositoryNotFoundError):
         text = (
-            f"no such repository at {hub}, or a private one; check the name, and log in with "
-            "`hf auth login` or HF_TOKEN if it is private"
+            f"no such repository at {hub}, or a private one{_nor_here(what)}; check the name, and "
+            "log in with `hf auth login` or HF_TOKEN if it is private"
         )
     elif isinstance(reason, errors.RevisionNotFoundError):
         text = "no such revision; name a branch, a tag or a commit that the repository has"
     elif isinstance(reason, errors.HFValidationError):
         text = "not a name that a Hub repository can have (owner/name)"
     elif isinstance(reason, errors.OfflineModeIsEnabled | errors.LocalEntryNotFoundError):
-        text = "not in the local cache, and HF_HUB_OFFLINE keeps layerpack from asking the Hub"
+        text = (
+            "not in the local cache, and HF_HUB_OFFLINE keeps layerpack from asking the Hub"
+            f"{_nor_here(what)}"
+        )
     elif isinstance(reason, errors.EntryNotFoundError):
         text = f"not in the repository at {hub}"
     elif (status := _status(reason)) is not None:
         text = _of_status(status, hub)
     elif isinstance(reason, _http().TransportError):
-        text = f"{hub} cannot be reached ({_first_line(reason)}); check the network and run again"
+        text = (
+            f"{hub} cannot be reached ({_first_line(reason)}){_nor_here(what)}; check the network "
+            "and run again"
+        )
     else:
         text = f"the download failed ({_first_line(reason)})"
     return HubError(f"{what}: {text}")
+
+
+def _nor_here(what: str) -> str:
+    """For a name that may be a mistyped directory; a file or revision of a repository is not."""
+    return "" if ":" in what else ", and there is no such directory here"
 
 
 def _of_status(status: int, hub: str) -> str:

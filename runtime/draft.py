@@ -9,6 +9,7 @@ https://arxiv.org/abs/2211.17192.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -111,5 +112,8 @@ def load_draft(name: str, *, device: torch.device, dtype: torch.dtype) -> Draft:
         if is_device_error(reason):
             raise
         line = (str(reason).strip().splitlines() or [repr(reason)])[0]
-        raise SourceError(f"draft {name}: cannot be loaded ({line})") from reason
+        # An OSError: the Hub was asked, as the name is of no directory, and gave nothing.
+        missing = isinstance(reason, OSError) and not Path(name).exists()
+        here = ", and there is no such directory here" if missing else ""
+        raise SourceError(f"draft {name}: cannot be loaded ({line}){here}") from reason
     return Draft(name=name, network=network.eval(), tokenizer=tokenizer)

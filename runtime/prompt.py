@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from layerpack.formats.errors import PromptError
+from layerpack.formats.utf8 import require_utf8
 
 if TYPE_CHECKING:
     from layerpack.runtime.generate import GenerateOptions
@@ -19,8 +20,12 @@ Message = Mapping[str, str]
 def encode_prompt(
     tokenizer: Any, prompt: str | Sequence[Message], options: GenerateOptions
 ) -> torch.Tensor:
-    """Token ids (1, tokens). Raises PromptError if empty, or if there is no chat template."""
+    """Token ids (1, tokens).
+
+    Raises PromptError if the prompt is empty or not UTF-8, or if there is no chat template.
+    """
     if isinstance(prompt, str):
+        require_utf8(prompt, "the prompt")
         if not prompt.strip():
             raise PromptError("the prompt is empty; give some text with --prompt or on stdin")
         if options.raw:
@@ -33,7 +38,12 @@ def encode_prompt(
         messages = list(prompt)
         if not messages:
             raise PromptError("the list of messages is empty")
+        for number, message in enumerate(messages, start=1):
+            for text in message.values():
+                if isinstance(text, str):  # some templates take lists of parts as well
+                    require_utf8(text, f"message {number}")
     if options.system is not None:
+        require_utf8(options.system, "the system message")
         messages = [{"role": "system", "content": options.system}, *messages]
     if not getattr(tokenizer, "chat_template", None):
         raise PromptError("this model has no chat template; use --raw for plain text")

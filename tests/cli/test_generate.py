@@ -112,12 +112,30 @@ def test_usage_errors_end_with_2(generate: Run, tmp_path: Path) -> None:
         assert done.out == ""
 
 
+def test_text_that_is_not_utf8(generate: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    for arguments, said in (
+        (["--prompt", "a\udcffb"], "--prompt is not UTF-8 text (character 2 "),
+        (["--prompt", "a\udcffb", "--raw"], "--prompt is not UTF-8 text"),
+        (["--prompt", "a", "--system", "\udcff"], "--system is not UTF-8 text"),
+    ):
+        done = generate(*arguments)
+        assert done.code == 2 and said in done.err, done.err
+    for errors, said in (("surrogateescape", "is not UTF-8 text"), ("strict", "cannot be read")):
+        piped = io.TextIOWrapper(io.BytesIO(b"a\xff"), encoding="utf-8", errors=errors)
+        monkeypatch.setattr("sys.stdin", piped)
+        done = generate()
+        assert done.code == 2 and "standard input" in done.err and said in done.err, done.err
+
+
 def test_no_prompt_at_all(generate: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True
 
     monkeypatch.setattr("sys.stdin", Terminal())
+    done = generate()
+    assert done.code == 2 and "no prompt; give --prompt TEXT" in done.err
+    monkeypatch.setattr("sys.stdin", None)  # as Python has it after `<&-`
     done = generate()
     assert done.code == 2 and "no prompt; give --prompt TEXT" in done.err
 
@@ -141,6 +159,8 @@ def test_a_prompt_longer_than_the_context(generate: Run) -> None:
 def test_generation_ends_at_the_end_of_the_context(generate: Run) -> None:
     done = generate("--prompt", "a" * 250, "--raw", "--max-new-tokens", 100)
     assert done.code == 0 and done.err.startswith("[6 tokens in ")
+    done = generate("--prompt", "a" * 30, "--raw", "--context", 32, "--max-new-tokens", 100)
+    assert done.code == 0 and done.err.startswith("[2 tokens in ")
 
 
 def test_no_chat_template(generate: Run, pack_of: PackOf, tmp_path: Path) -> None:

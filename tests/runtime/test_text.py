@@ -12,6 +12,7 @@ from tiny import save_tokenizer
 
 from layerpack.formats.errors import PromptError
 from layerpack.runtime import GenerateOptions, Model, OpenOptions
+from layerpack.runtime.prompt import Message, encode_prompt
 from layerpack.runtime.text_sink import TextSink
 from layerpack.runtime.text_stream import iterate
 from layerpack.runtime.tokenizer import load_tokenizer
@@ -61,6 +62,22 @@ def test_streaming_gives_the_text(pack_of: PackOf) -> None:
         with pytest.raises(PromptError, match="empty"):
             list(model.stream(""))
         assert model.generate("hello", wanted).text == whole
+
+
+@pytest.mark.parametrize(
+    ("prompt", "wanted", "where"),
+    [
+        ("a\udcff", GenerateOptions(), "the prompt"),
+        ("a\udcff", GenerateOptions(raw=True), "the prompt"),
+        ("a", GenerateOptions(system="\ud800"), "the system message"),
+        ([{"role": "user", "content": "\udcff"}], GenerateOptions(), "message 1"),
+    ],
+)
+def test_text_that_is_not_utf8_is_refused(
+    pack_of: PackOf, prompt: str | list[Message], wanted: GenerateOptions, where: str
+) -> None:
+    with pytest.raises(PromptError, match=f"{where} is not UTF-8 text"):
+        encode_prompt(load_tokenizer(pack_of("llama")), prompt, wanted)
 
 
 def test_an_iterator_left_early_stops_its_thread() -> None:

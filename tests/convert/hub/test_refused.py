@@ -33,7 +33,9 @@ def test_private_or_missing(
     assert "no such repository" in message_of(lambda: open_hub(tmp_path))
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     open_hub(tmp_path)
-    with pytest.raises(HubError, match="org/none: no such repository"):
+    with pytest.raises(
+        HubError, match=r"org/none: no such rep.*, and there is no such directory here;"
+    ):
         convert("org/none", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -46,7 +48,10 @@ def test_missing_revision(hub: HubServer, tmp_path: Path) -> None:
 
 def test_no_network(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    assert "http://127.0.0.1:9 cannot be reached" in message_of(lambda: open_hub(tmp_path))
+    text = message_of(lambda: open_hub(tmp_path))
+    assert "http://127.0.0.1:9 cannot be reached" in text
+    assert "), and there is no such directory here; check the network" in text
+    assert "no such directory" not in message_of(lambda: open_hub(tmp_path, revision="v9"))
 
 
 @pytest.mark.parametrize(
