@@ -64,7 +64,7 @@ def run_bench(
             interrupted = True
     return Report(
         machine=machine,
-        pack=pack.manifest.source.id,
+        pack=f"{path} (of {pack.manifest.source.id})",
         num_layers=pack.manifest.model.num_layers,
         context_tokens=options.context_tokens,
         link_gb_s=max(runner.link_gb_s, default=None),

@@ -125,3 +125,18 @@ def test_closed_standard_files_change_no_result(
         f"'layerpack.cli.main', 'verify', {str(pack_of('llama'))!r}])"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "cp437"])
+def test_output_that_cannot_hold_a_character_gets_another(
+    encoding: str, pack_of: Callable[..., Path]
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "layerpack.cli.main", "inspect", str(pack_of("llama"))],
+        env=os.environ | {"PYTHONIOENCODING": encoding},
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0 and not done.stderr
+    assert "layer-000" in done.stdout.decode(encoding)
