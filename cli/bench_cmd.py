@@ -8,15 +8,15 @@ from typing import Any
 
 import click
 
+from layerpack.cli.memory_options import device_option, ram_option, vram_option
 from layerpack.cli.numbers import POSITIVE
-from layerpack.cli.sizes import SIZE
 
 INTERRUPTED = 130
 
 
 @click.command()
 @click.argument("pack", metavar="OUT", type=click.Path(path_type=Path))
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@device_option
 @click.option(
     "--context",
     type=click.IntRange(0),
@@ -26,8 +26,8 @@ INTERRUPTED = 130
 )
 @click.option("--passes", type=click.IntRange(1), default=5, show_default=True)
 @click.option("--rows", metavar="A,B,…", help="Only these rows, by the names in the table.")
-@click.option("--vram", type=SIZE, help="Most VRAM to use in all, as 8GiB or 7500MB.")
-@click.option("--ram", type=SIZE, help="Most host memory to keep weights in.")
+@vram_option
+@ram_option
 @click.option(
     "--layers",
     type=click.IntRange(1),

@@ -14,7 +14,7 @@ from layerpack.cli.memory_options import memory_options
 from layerpack.cli.numbers import SEED, FiniteRange
 from layerpack.cli.quick_imports import quick_imports
 from layerpack.formats.errors import PromptError
-from layerpack.formats.utf8 import require_utf8
+from layerpack.formats.text import require_utf8
 
 
 def read_prompt(prompt: str | None, prompt_file: str | None) -> str:

@@ -11,11 +11,12 @@ from dataclasses import asdict
 from typing import Any
 
 from layerpack.cli.inspect_json import pack_document
-from layerpack.cli.inspect_text import columns, human_seconds, pack_lines, printable, source_line
+from layerpack.cli.inspect_text import columns, human_seconds, pack_lines, source_line
 from layerpack.cli.progress import byte_bar
 from layerpack.convert.options import ConvertOptions
 from layerpack.convert.unfinished import Unfinished
 from layerpack.formats.pack import Pack
+from layerpack.formats.text import printable
 from layerpack.formats.units import human_bytes
 
 

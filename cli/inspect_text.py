@@ -13,6 +13,7 @@ from layerpack.formats.summary import (
     stored_as,
     summarise_blobs,
 )
+from layerpack.formats.text import printable
 from layerpack.formats.units import human_bytes
 
 _COMMIT_DIGITS = 12
@@ -144,13 +145,6 @@ def columns(rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> Iter
             cell.rjust(width) if place in right else cell.ljust(width)
             for place, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
-
-
-def printable(text: str) -> str:
-    """The text with control characters escaped, as in `\\x1b`."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def human_count(count: int) -> str:

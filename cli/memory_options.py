@@ -13,10 +13,15 @@ if TYPE_CHECKING:
     from layerpack.runtime.plan import Limits
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
+device_option = click.option(
+    "--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."
+)
+vram_option = click.option("--vram", type=SIZE, help="Most VRAM to use in all, as 8GiB or 7500MB.")
+ram_option = click.option("--ram", type=SIZE, help="Most host memory to keep weights in.")
 _OPTIONS = (
-    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
-    click.option("--vram", type=SIZE, help="Most VRAM to use in all, as 8GiB or 7500MB."),
-    click.option("--ram", type=SIZE, help="Most host memory to keep weights in."),
+    device_option,
+    vram_option,
+    ram_option,
     click.option(
         "--vram-layers",
         type=click.IntRange(0),

@@ -132,14 +132,10 @@ def _encode_on_cpu(blocks: torch.Tensor, codes: torch.Tensor, absmax: torch.Tens
             pack_codes(found[0], codes)
             absmax.copy_(found[1])
             return
-    scaled = blocks.float()
-    if scaled.data_ptr() == blocks.data_ptr():
-        scaled = scaled.clone()  # float32 comes back as itself; scaling below is in place
-    largest = scaled.abs().amax(1)
+    scaled, largest = _scaled(blocks)
     absmax.copy_(largest)
     if not torch.isfinite(largest).all():
         return  # the caller refuses the weight; NaN has no cell in the table
-    scaled.mul_(largest.clamp_min_(_LEAST_ABSMAX).reciprocal_()[:, None])
     pack_codes(table_codes(scaled.view(-1)), codes)
 
 
@@ -149,14 +145,20 @@ def _encode_whole(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     Plain torch arithmetic rather than bitsandbytes' kernel, whose reciprocal is approximate and
     whose code for an all-zero block differs: a pack must not depend on where it was made.
     """
+    scaled, largest = _scaled(blocks)
+    packed = torch.empty(scaled.numel() // 2, dtype=torch.uint8, device=scaled.device)
+    pack_codes(search_codes(scaled.view(-1)), packed)
+    return packed, largest
+
+
+def _scaled(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """float32 values divided by the absmax of their block (a row), and these absmax."""
     scaled = blocks.float()
     if scaled.data_ptr() == blocks.data_ptr():
         scaled = scaled.clone()  # float32 comes back as itself; scaling below is in place
     largest = scaled.abs().amax(1)
     scaled.mul_(largest.clamp_min(_LEAST_ABSMAX).reciprocal()[:, None])
-    packed = torch.empty(scaled.numel() // 2, dtype=torch.uint8, device=scaled.device)
-    pack_codes(search_codes(scaled.view(-1)), packed)
-    return packed, largest
+    return scaled, largest
 
 
 def _encode_rest(rest: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -22,6 +22,7 @@ from layerpack.formats.manifest import (
 )
 from layerpack.formats.manifest_reader import ManifestReader
 from layerpack.formats.nf4 import NESTED_BLOCK_SIZE
+from layerpack.formats.text import printable
 from layerpack.formats.validate import manifest_problems
 
 ZSTD_FEATURE = "zstd"
@@ -146,7 +147,7 @@ def parse_manifest(raw: bytes, *, where: str = MANIFEST_NAME) -> Manifest:
         shown = "; ".join(problems[:_SHOWN_PROBLEMS])
         rest = len(problems) - _SHOWN_PROBLEMS
         more = f"; and {rest} more problems" if rest > 0 else ""
-        raise PackError(f"{where}: {_one_line(shown)}{more}")
+        raise PackError(f"{where}: {printable(shown)}{more}")
     return manifest
 
 
@@ -157,8 +158,3 @@ def _digest_problems(raw: bytes) -> list[str]:
     if bytes_digest(raw[: found.start()] + raw[found.end() :]) != found[1].decode():
         return ["its content is not what its own digest says; it was changed by hand or damaged"]
     return []
-
-
-def _one_line(text: str) -> str:
-    """Names come from the file, and may hold anything: what is not printable is escaped."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from layerpack.formats.errors import PromptError
-from layerpack.formats.utf8 import require_utf8
+from layerpack.formats.text import require_utf8
 
 if TYPE_CHECKING:
     from layerpack.runtime.generate import GenerateOptions

@@ -36,11 +36,10 @@ class Span:
 
 
 class Trace:
-    """Collects spans from all threads. `clock` times the GPU, once there is one to time."""
+    """Collects spans from all threads, if `enabled`. `clock` times the GPU, if there is one."""
 
-    enabled = True
-
-    def __init__(self) -> None:
+    def __init__(self, *, enabled: bool = True) -> None:
+        self.enabled = enabled
         self.spans: list[Span] = []
         self.clock: GpuClock | None = None
 
@@ -54,6 +53,8 @@ class Trace:
         num_tokens: int = 0,
     ) -> None:
         """Note one span."""
+        if not self.enabled:
+            return
         self.spans.append(
             Span(
                 row=row,
@@ -94,19 +95,4 @@ class Trace:
         self.span(STEP_ROW, f"{num_tokens} tokens", begin_s, end_s, num_tokens=num_tokens)
 
 
-class _NoTrace(Trace):
-    enabled = False
-
-    def span(
-        self,
-        row: str,
-        name: str,
-        begin_s: float,
-        end_s: float,
-        moved_bytes: int = 0,
-        num_tokens: int = 0,
-    ) -> None:
-        """Nothing is kept."""
-
-
-NO_TRACE = _NoTrace()
+NO_TRACE = Trace(enabled=False)

@@ -239,7 +239,7 @@ class Weights:
 
 def _ring_factory(pinned: PinnedBuffers, reader: Reader, num_threads: int, trace: Trace) -> Any:
     def on_read(piece: Piece, begin_s: float, end_s: float) -> None:
-        trace.read(f"{piece.title}", begin_s, end_s, piece.length_bytes)
+        trace.read(piece.title, begin_s, end_s, piece.length_bytes)
 
     def make(piece_of: Any) -> ReadRing:
         return ReadRing(

@@ -1,4 +1,4 @@
-"""Text that came in as other bytes than UTF-8, which Python carries along as lone surrogates."""
+"""Text from outside: bytes that were not UTF-8, and characters that a terminal would obey."""
 
 from __future__ import annotations
 
@@ -14,3 +14,10 @@ def require_utf8(text: str, where: str) -> None:
             f"{where} is not UTF-8 text (character {reason.start + 1} is the first wrong one); "
             "give it as UTF-8"
         ) from None
+
+
+def printable(text: str) -> str:
+    """The text on one line, what is not printable escaped, as in `\\x1b`."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
