@@ -15,12 +15,11 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from make_pack import layer_specs
+from pack_shape import BlobShape, blob_shapes, manifest_of
 from shapes import SHAPES
 
-from layerpack.formats import nf4
-from layerpack.formats.layout import Nf4Spec, PlainSpec, layout_blob
-from layerpack.formats.manifest import Blob, Manifest, Model, Quantization, Role, Source
+from layerpack.formats.layout import layout_blob
+from layerpack.formats.manifest import Blob
 from layerpack.formats.pack import Pack
 from layerpack.formats.units import human_bytes
 from layerpack.runtime.assumed import FREE_SHARE
@@ -57,54 +56,20 @@ def describe_pack(model: str, path: Path) -> Pack:
     """The pack that `make_pack` would write, of which only config.json is written."""
     config = SHAPES[model]
     (path / "config.json").write_text(json.dumps(config))
-    layers = config["num_hidden_layers"]
-    shape = (config["vocab_size"], config["hidden_size"])
-    embedding = PlainSpec(name="model.embed_tokens.weight", dtype="BF16", shape=shape)
-    head = PlainSpec(name="lm_head.weight", dtype="BF16", shape=shape)
-    norm = PlainSpec(name="model.norm.weight", dtype="BF16", shape=shape[1:])
-    blobs = (
-        _blob(Role.EMBEDDING, None, [embedding]),
-        *(
-            _blob(Role.LAYER, number, layer_specs(config, f"model.layers.{number}."))
-            for number in range(layers)
-        ),
-        _blob(Role.HEAD, None, [head, norm]),
-    )
-    manifest = Manifest(
-        producer="layerpack benchmarks",
-        source=Source(kind="directory", id=model, revision=None, files=()),
-        model=Model(
-            architecture=config["architectures"][0],
-            layers_path="model.layers",
-            num_layers=layers,
-            dtype="BF16",
-            embedding=embedding.name,
-            head=head.name,
-            num_parameters=sum(blob.num_parameters for blob in blobs),
-        ),
-        quantization=Quantization(block_size=64, double_quant=True, head=False),
-        blobs=blobs,
-    )
-    return Pack(path=path, manifest=manifest)
+    blobs = [_blob(shape) for shape in blob_shapes(config)]
+    return Pack(path=path, manifest=manifest_of(config, model, blobs))
 
 
-def _blob(role: Role, layer: int | None, specs: list[Nf4Spec | PlainSpec]) -> Blob:
-    layout = layout_blob(specs)
-    states = {
-        spec.name: nf4.Nf4State(
-            shape=spec.shape, block_size=spec.block_size, dtype="BF16", nested_offset=0.05
-        )
-        for spec in specs
-        if isinstance(spec, Nf4Spec)
-    }
+def _blob(shape: BlobShape) -> Blob:
+    layout = layout_blob(shape.specs)
     return Blob(
-        role=role,
-        layer=layer,
-        file=f"{role.value}-{layer}.safetensors",
+        role=shape.role,
+        layer=shape.layer,
+        file=shape.file,
         file_bytes=layout.file_bytes,
         digest="",
         tensors=layout.tensors,
-        nf4=states,
+        nf4=shape.states(0.05),
     )
 
 

@@ -18,77 +18,38 @@ import time
 from pathlib import Path
 from typing import Any
 
-from make_pack import layer_specs
+from pack_shape import BlobShape, blob_shapes, manifest_of
 from shapes import SHAPES
 
-from layerpack.formats import nf4
 from layerpack.formats.digest import Digest
 from layerpack.formats.header import encode_header
-from layerpack.formats.layout import Nf4Spec, PlainSpec, layout_blob
-from layerpack.formats.manifest import (
-    MANIFEST_NAME,
-    Blob,
-    Manifest,
-    Model,
-    Quantization,
-    Role,
-    Source,
-)
+from layerpack.formats.layout import layout_blob
+from layerpack.formats.manifest import MANIFEST_NAME, Blob, Manifest
 from layerpack.formats.manifest_json import dump_manifest
 
 
 def make_sparse_pack(model: str, path: Path) -> Manifest:
     """A pack valid as to manifest, sizes and headers; its data are holes, which take no room."""
     config = SHAPES[model]
-    count = config["num_hidden_layers"]
-    matrix = (config["vocab_size"], config["hidden_size"])
-    embedding = PlainSpec(name="model.embed_tokens.weight", dtype="BF16", shape=matrix)
-    head = PlainSpec(name="lm_head.weight", dtype="BF16", shape=matrix)
-    norm = PlainSpec(name="model.norm.weight", dtype="BF16", shape=matrix[1:])
-    blobs = [_write(path / "embed.safetensors", [embedding], Role.EMBEDDING, None)]
-    for index in range(count):
-        specs = layer_specs(config, f"model.layers.{index}.")
-        blobs.append(_write(path / f"layer-{index:03d}.safetensors", specs, Role.LAYER, index))
-    blobs.append(_write(path / "head.safetensors", [head, norm], Role.HEAD, None))
-    manifest = Manifest(
-        producer="layerpack benchmarks",
-        source=Source(kind="directory", id=f"sparse {model}", revision=None, files=()),
-        model=Model(
-            architecture=config["architectures"][0],
-            layers_path="model.layers",
-            num_layers=count,
-            dtype="BF16",
-            embedding=embedding.name,
-            head=head.name,
-            num_parameters=sum(blob.num_parameters for blob in blobs),
-        ),
-        quantization=Quantization(block_size=64, double_quant=True, head=False),
-        blobs=tuple(blobs),
-    )
+    blobs = [_write(path, shape) for shape in blob_shapes(config)]
+    manifest = manifest_of(config, f"sparse {model}", blobs)
     (path / MANIFEST_NAME).write_bytes(dump_manifest(manifest))
     return manifest
 
 
-def _write(path: Path, specs: list[Nf4Spec | PlainSpec], role: Role, layer: int | None) -> Blob:
-    layout = layout_blob(specs)
-    with open(path, "wb") as file:
+def _write(folder: Path, shape: BlobShape) -> Blob:
+    layout = layout_blob(shape.specs)
+    with open(folder / shape.file, "wb") as file:
         file.write(encode_header(layout.tensors, data_start_bytes=layout.data_start_bytes))
         file.truncate(layout.file_bytes)
-    states = {
-        spec.name: nf4.Nf4State(
-            shape=spec.shape, block_size=spec.block_size, dtype="BF16", nested_offset=0.1
-        )
-        for spec in specs
-        if isinstance(spec, Nf4Spec)
-    }
     return Blob(
-        role=role,
-        layer=layer,
-        file=path.name,
+        role=shape.role,
+        layer=shape.layer,
+        file=shape.file,
         file_bytes=layout.file_bytes,
         digest=Digest().text,
         tensors=layout.tensors,
-        nf4=states,
+        nf4=shape.states(0.1),
     )
 
 

@@ -13,27 +13,18 @@ import argparse
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pack_shape import BlobShape, blob_shapes, manifest_of
 from shapes import SHAPES
 
 from layerpack.formats import nf4
 from layerpack.formats.blob import BlobWriter
 from layerpack.formats.digest import bytes_digest
-from layerpack.formats.layout import Nf4Spec, PlainSpec, layout_blob
-from layerpack.formats.manifest import (
-    MANIFEST_NAME,
-    Blob,
-    FileEntry,
-    Manifest,
-    Model,
-    Quantization,
-    Role,
-    Source,
-)
+from layerpack.formats.layout import layout_blob
+from layerpack.formats.manifest import MANIFEST_NAME, Blob, FileEntry, Manifest
 from layerpack.formats.manifest_json import dump_manifest
 from layerpack.formats.units import human_bytes
 
@@ -57,19 +48,10 @@ def _bf16(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return (values.astype("<f4").view("<u4") >> 16).astype("<u2")
 
 
-def _write(path: Path, specs: list[Nf4Spec | PlainSpec], role: Role, layer: int | None) -> Blob:
-    layout = layout_blob(specs)
-    random = _Random(0 if layer is None else layer + 1)
-    states = {
-        spec.name: nf4.Nf4State(
-            shape=spec.shape,
-            block_size=spec.block_size,
-            dtype="BF16",
-            nested_offset=_ABSMAX if spec.double_quant else None,
-        )
-        for spec in specs
-        if isinstance(spec, Nf4Spec)
-    }
+def _write(folder: Path, shape: BlobShape) -> Blob:
+    path, layout = folder / shape.file, layout_blob(shape.specs)
+    random = _Random(0 if shape.layer is None else shape.layer + 1)
+    states = shape.states(_ABSMAX)
     # Left in the page cache: what is measured first is reading it from there.
     with BlobWriter(path, layout, direct=False) as writer:
         for entry in layout.tensors:
@@ -96,9 +78,9 @@ def _write(path: Path, specs: list[Nf4Spec | PlainSpec], role: Role, layer: int 
                 writer.write(name, _bf16(np.full(count // 2, fill)).tobytes())
     assert writer.digest is not None
     return Blob(
-        role=role,
-        layer=layer,
-        file=path.name,
+        role=shape.role,
+        layer=shape.layer,
+        file=shape.file,
         file_bytes=layout.file_bytes,
         digest=writer.digest,
         tensors=layout.tensors,
@@ -106,86 +88,27 @@ def _write(path: Path, specs: list[Nf4Spec | PlainSpec], role: Role, layer: int 
     )
 
 
-def layer_specs(config: dict[str, Any], prefix: str) -> list[Nf4Spec | PlainSpec]:
-    """The tensors of one decoder layer, in the order of use; names begin with `prefix`."""
-    hidden, inner = config["hidden_size"], config["intermediate_size"]
-    width = hidden // config["num_attention_heads"]
-    kv = config["num_key_value_heads"] * width
-    shapes = {
-        "self_attn.q_proj": (hidden, hidden),
-        "self_attn.k_proj": (kv, hidden),
-        "self_attn.v_proj": (kv, hidden),
-        "self_attn.o_proj": (hidden, hidden),
-        "mlp.gate_proj": (inner, hidden),
-        "mlp.up_proj": (inner, hidden),
-        "mlp.down_proj": (hidden, inner),
-    }
-    specs: list[Nf4Spec | PlainSpec] = [
-        Nf4Spec(name=f"{prefix}{name}.weight", shape=shape, block_size=64, double_quant=True)
-        for name, shape in shapes.items()
-    ]
-    if config["model_type"] == "qwen2":
-        specs += [
-            PlainSpec(
-                name=f"{prefix}self_attn.{name}.bias",
-                dtype="BF16",
-                shape=(shapes[f"self_attn.{name}"][0],),
-            )
-            for name in ("q_proj", "k_proj", "v_proj")
-        ]
-    specs += [
-        PlainSpec(name=f"{prefix}{name}.weight", dtype="BF16", shape=(hidden,))
-        for name in ("input_layernorm", "post_attention_layernorm")
-    ]
-    return specs
-
-
 def make_pack(model: str, path: Path, *, num_layers: int | None = None) -> Manifest:
     """Write the pack, over one that is there; the manifest."""
     config = dict(SHAPES[model])
     config["num_hidden_layers"] = num_layers or config["num_hidden_layers"]
     path.mkdir(parents=True, exist_ok=True)
-    hidden, vocabulary = config["hidden_size"], config["vocab_size"]
-    matrix = PlainSpec(name="model.embed_tokens.weight", dtype="BF16", shape=(vocabulary, hidden))
-    blobs = [_write(path / "embed.safetensors", [matrix], Role.EMBEDDING, None)]
-
-    def write_layer(layer: int) -> Blob:
-        specs = layer_specs(config, f"model.layers.{layer}.")
-        return _write(path / f"layer-{layer:03d}.safetensors", specs, Role.LAYER, layer)
-
     with ThreadPoolExecutor(_NUM_WRITERS) as pool:
-        blobs += pool.map(write_layer, range(config["num_hidden_layers"]))
-    norm = PlainSpec(name="model.norm.weight", dtype="BF16", shape=(hidden,))
-    head = replace(matrix, name="lm_head.weight")
-    blobs.append(_write(path / "head.safetensors", [head, norm], Role.HEAD, None))
+        blobs = list(pool.map(lambda shape: _write(path, shape), blob_shapes(config)))
     config |= {"dtype": "bfloat16", "quantization_config": _QUANTIZATION}
     (path / "config.json").write_text(json.dumps(config, indent=1))
     (path / "model.safetensors.index.json").write_text(json.dumps(_index(blobs), indent=1))
     _write_tokenizer(path)
-    manifest = Manifest(
-        producer="layerpack benchmarks",
-        source=Source(kind="directory", id=f"random {model}", revision=None, files=()),
-        model=Model(
-            architecture=config["architectures"][0],
-            layers_path="model.layers",
-            num_layers=config["num_hidden_layers"],
-            dtype="BF16",
-            embedding=matrix.name,
-            head=head.name,
-            num_parameters=sum(blob.num_parameters for blob in blobs),
-        ),
-        quantization=Quantization(block_size=64, double_quant=True, head=False),
-        blobs=tuple(blobs),
-        files=tuple(
-            FileEntry(
-                name=file.name,
-                file_bytes=file.stat().st_size,
-                digest=bytes_digest(file.read_bytes()),
-            )
-            for file in sorted(path.glob("*.json"))
-            if file.name != MANIFEST_NAME
-        ),
-    )
+    files = [
+        FileEntry(
+            name=file.name,
+            file_bytes=file.stat().st_size,
+            digest=bytes_digest(file.read_bytes()),
+        )
+        for file in sorted(path.glob("*.json"))
+        if file.name != MANIFEST_NAME
+    ]
+    manifest = manifest_of(config, f"random {model}", blobs, files)
     (path / MANIFEST_NAME).write_bytes(dump_manifest(manifest))
     os.sync()
     return manifest
