@@ -9,11 +9,22 @@ from typing import Any
 
 import pytest
 import torch
+from hub_server import HubServer
+from huggingface_hub import constants
 
 from layerpack.convert.hub import HubSource
 from layerpack.formats.errors import HubError
 
 REPO = "org/tiny"
+
+
+def turn_client_to(server: HubServer, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    """Let huggingface_hub talk to `server`, without a token, and keep downloads in `cache`."""
+    template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
 
 
 def open_hub(tmp_path: Path, **options: Any) -> HubSource:

@@ -87,3 +87,14 @@ def save_tokenizer(path: Path) -> None:
         "{% if add_generation_prompt %}assistant: {% endif %}"
     )
     fast.save_pretrained(path)
+
+
+def make_sharded(path: Path) -> Path:
+    """A llama of five layers in several files of at most 120 kB; its directory."""
+    from transformers import AutoModelForCausalLM
+
+    folder = make_checkpoint(path, "llama", num_hidden_layers=5)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder, max_shard_size="120KB")
+    return folder

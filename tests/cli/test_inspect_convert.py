@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,10 +14,11 @@ import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit
 from hub_server import COMMIT, HubServer, Repo
-from huggingface_hub import constants
+from hub_source import REPO, turn_client_to
+from imports import HEAVY, imported_by
 from oracles import quantised_reference
 from safetensors.torch import load_file, save_file
-from tiny import make_checkpoint
+from tiny import make_checkpoint, make_sharded
 
 from layerpack.cli import progress
 from layerpack.cli.main import main
@@ -28,7 +28,6 @@ from layerpack.convert.unfinished import read_unfinished
 from layerpack.formats.pack import Pack
 
 Run = Callable[..., Any]
-REPO = "org/tiny"
 
 
 @pytest.fixture
@@ -52,13 +51,7 @@ def inspect(capfd: pytest.CaptureFixture[str]) -> Run:
 @pytest.fixture(scope="module")
 def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint in several files."""
-    from transformers import AutoModelForCausalLM
-
-    path = make_checkpoint(tmp_path_factory.mktemp("sharded"), "llama", num_hidden_layers=5)
-    model = AutoModelForCausalLM.from_pretrained(path)
-    (path / "model.safetensors").unlink()
-    model.save_pretrained(path, max_shard_size="120KB")
-    return path
+    return make_sharded(tmp_path_factory.mktemp("sharded"))
 
 
 @pytest.fixture
@@ -66,12 +59,8 @@ def hub(sharded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
     server = HubServer()
     with server.running():
         server.repos[REPO] = Repo(directory=sharded)
-        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        turn_client_to(server, monkeypatch, tmp_path / "cache")
         monkeypatch.setattr(hub_errors, "WAITS_S", (0.01, 0.02))
-        monkeypatch.delenv("HF_TOKEN", raising=False)
         yield server
 
 
@@ -183,18 +172,9 @@ def test_a_running_conversion_is_told_apart(sharded: Path, tmp_path: Path, inspe
 
 def test_a_look_at_unfinished_work_imports_nothing_heavy(sharded: Path, tmp_path: Path) -> None:
     interrupt(sharded, tmp_path / "out", 0.5)
-    code = (
-        "import sys\nfrom layerpack.cli.main import main\n"
-        f"try: main(['inspect', {str(tmp_path / 'out')!r}])\n"
-        "except SystemExit as end: assert not end.code, end.code\n"
-        "heavy = {'torch', 'transformers', 'numpy', 'huggingface_hub', 'tqdm', 'bitsandbytes'}\n"
-        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert "unfinished" in done.stdout
+    modules, output = imported_by("inspect", str(tmp_path / "out"))
+    assert not HEAVY & modules
+    assert "unfinished" in output
 
 
 def test_errors_are_those_of_bitsandbytes(

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 from hub_server import HubServer, Repo
-from hub_source import REPO
-from huggingface_hub import constants
+from hub_source import REPO, turn_client_to
 
 from layerpack.convert import hub_errors
 
@@ -16,13 +15,9 @@ from layerpack.convert import hub_errors
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small llama in several shards, with what a repository has beside them."""
-    from tiny import make_checkpoint
-    from transformers import AutoModelForCausalLM
+    from tiny import make_sharded
 
-    path = make_checkpoint(tmp_path_factory.mktemp("checkpoint"), "llama", num_hidden_layers=5)
-    model = AutoModelForCausalLM.from_pretrained(path)
-    (path / "model.safetensors").unlink()
-    model.save_pretrained(path, max_shard_size="120KB")
+    path = make_sharded(tmp_path_factory.mktemp("checkpoint"))
     (path / "README.md").write_text("not for the pack")
     (path / "modeling_own.py").write_text("raise SystemExit('never run')")
     assert len(list(path.glob("*.safetensors"))) >= 4
@@ -35,11 +30,7 @@ def hub(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
     server = HubServer()
     with server.running():
         server.repos[REPO] = Repo(directory=checkpoint)
-        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        turn_client_to(server, monkeypatch, tmp_path / "cache")
         monkeypatch.setattr(hub_errors, "WAITS_S", (0.01, 0.02, 0.03, 0.04))
         monkeypatch.setenv("HF_HUB_DISABLE_IMPLICIT_TOKEN", "0")
-        monkeypatch.delenv("HF_TOKEN", raising=False)
         yield server
