@@ -25,6 +25,18 @@ def test_the_collector_and_the_modules_are_as_before(monkeypatch: pytest.MonkeyP
     assert gc.isenabled() and "sklearn" not in sys.modules
 
 
+def test_the_collector_leaves_alone_what_was_imported() -> None:
+    """Else the first collection after it looks through all of it, in the middle of the work."""
+    gc.enable()
+    with quick_imports():
+        imported = [[] for _ in range(5000)]  # type: ignore[var-annotated]
+    try:
+        assert gc.get_freeze_count() > len(imported)
+        assert len(gc.get_objects()) < len(imported)
+    finally:
+        gc.unfreeze()
+
+
 def test_what_was_imported_before_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn", os)
     with quick_imports():
