@@ -1,4 +1,4 @@
-"""Writing one blob: header first, tensors in file order, the digest taken on the way.
+"""Writing one blob: header first, tensors in file order, the digest taken on the way by a thread.
 
 With a zstd level the same bytes go through a FrameWriter before they reach the file.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 
@@ -59,6 +60,7 @@ class BlobWriter:
         except BaseException:
             self._partial.unlink(missing_ok=True)
             raise
+        self._hasher = ThreadPoolExecutor(1, "layerpack-digest")
         start = self._layout.data_start_bytes
         try:
             self._append(memoryview(encode_header(self._layout.tensors, data_start_bytes=start)))
@@ -100,6 +102,7 @@ class BlobWriter:
                 self.frames = self._framing.table
             self._output.finish()
             self._output.close()
+            self._hasher.shutdown()
             os.rename(self._partial, self._path)
         except BaseException:
             self._discard()
@@ -115,11 +118,15 @@ class BlobWriter:
             view = memoryview(part)
             for begin in range(0, view.nbytes, BUFFER_BYTES):  # what a cache holds for both
                 piece = view[begin : begin + BUFFER_BYTES]
-                self._running.update(piece)
-                self._output.write(piece)
+                hashed = self._hasher.submit(self._running.update, piece)
+                try:
+                    self._output.write(piece)
+                finally:
+                    hashed.result()  # the caller may change the bytes afterwards
 
     def _discard(self) -> None:
         if self._framing is not None:
             self._framing.close()
         self._output.close()
+        self._hasher.shutdown()
         self._partial.unlink(missing_ok=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from layerpack.formats.blob import BlobWriter
-from layerpack.formats.digest import bytes_digest, is_digest
+from layerpack.formats.digest import Digest, bytes_digest, is_digest
 from layerpack.formats.header import read_header
 from layerpack.formats.layout import BlobLayout, PlainSpec, layout_blob
 
@@ -57,6 +59,30 @@ def test_pieces_make_the_same_bytes(
     raw = path.read_bytes()
     assert raw[4096:] == DATA["a"] + DATA["b"]
     assert writer.digest == bytes_digest(path.read_bytes())
+
+
+def test_a_slow_digest_sees_what_was_written(
+    layout: BlobLayout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is taken in a thread; the caller may use its buffer again at once."""
+    update = Digest.update
+
+    def late(self: Digest, data: bytes | bytearray | memoryview) -> None:
+        time.sleep(0.02)
+        update(self, data)
+
+    monkeypatch.setattr(Digest, "update", late)
+    buffer = bytearray(120)
+    with BlobWriter(tmp_path / "x", layout) as writer:
+        for begin in range(0, 120, 40):
+            buffer[:40] = DATA["a"][begin : begin + 40]
+            writer.write("a", memoryview(buffer)[:40])
+            buffer[:] = bytes(120)
+        writer.write("b", DATA["b"])
+    assert (tmp_path / "x").read_bytes()[4096:] == DATA["a"] + DATA["b"]
+    monkeypatch.setattr(Digest, "update", update)
+    assert writer.digest == bytes_digest((tmp_path / "x").read_bytes())
+    assert not [t for t in threading.enumerate() if t.name.startswith("layerpack-digest")]
 
 
 @pytest.mark.parametrize(
