@@ -4,10 +4,11 @@
 
 All in one run, by turns: the source read alone, from the page cache, by as many threads and in
 the same pieces as the converter does; files of the pack's sizes written alone, by the pack's own
-writer, each fsynced, from bytes that are ready; and `convert(...)`, digests included. A small
-conversion comes first, on both devices, for the imports, CUDA's start and a comparison of bytes.
-Beside each time of a conversion stands how long its stages waited for others. Rounds end when
---seconds are over. Ends in one line of JSON.
+writer, each fsynced, from bytes that are ready; and `convert(...)`, digests included. Every other
+round writes after converting instead of before, as disks tire. A small conversion comes first, on
+both devices, for the imports, CUDA's start and a comparison of bytes. Beside each time of a
+conversion stands how long its stages waited for others. Rounds end when --seconds are over. Ends
+in one line of JSON.
 """
 
 from __future__ import annotations
@@ -52,33 +53,42 @@ def main() -> None:
     """Parse, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work-dir", type=Path, help="Where about 1.5 times its size is free.")
+    parser.add_argument("--source-dir", type=Path, help="Where the source is to be instead.")
     parser.add_argument("--model", choices=sorted(SHAPES), default="qwen2.5-72b")
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=100.0)
     options = parser.parse_args()
     begin_s = time.perf_counter()
-    with tempfile.TemporaryDirectory(dir=options.work_dir, prefix="convert-gpu-") as scratch:
+    with (
+        tempfile.TemporaryDirectory(dir=options.work_dir, prefix="convert-gpu-") as scratch,
+        tempfile.TemporaryDirectory(dir=options.source_dir, prefix="convert-gpu-") as elsewhere,
+    ):
         root = Path(scratch)
         same = check_bytes(root)
-        source = root / "checkpoint"
+        source = (Path(elsewhere) if options.source_dir else root) / "checkpoint"
         source_bytes = make_checkpoint(options.model, source, num_layers=options.layers)
         os.sync()  # or the rounds would write the checkpoint, too
         warm(source)
         print(f"prepared in {time.perf_counter() - begin_s:.1f} s", flush=True)
         with DirectorySource(source) as opened:
             plan = plan_source(opened, OPTIONS)
-            times: dict[str, list[float]] = {"read": [], "write": [], "convert": []}
+            steps: dict[str, Callable[[], object]] = {
+                "read": lambda: read_alone(plan, opened),
+                "write": lambda: write_alone(plan, root / "write"),
+                "convert": lambda: run(source, root / "convert"),
+            }
+            times: dict[str, list[float]] = {name: [] for name in steps}
             waits: list[dict[str, float]] = []
-            for _ in range(options.rounds):
+            for number in range(options.rounds):
                 round_s = time.perf_counter()
-                times["read"].append(timed(lambda: read_alone(plan, opened)))
-                times["write"].append(timed(lambda: write_alone(plan, root / "alone")))
-                with waits_of_stages() as waited:
-                    times["convert"].append(timed(lambda: run(source, root / "out")))
-                waits.append(waited)
-                shutil.rmtree(root / "alone")
-                shutil.rmtree(root / "out")
+                for name in list(steps)[:: 1 if number % 2 == 0 else -1]:
+                    with waits_of_stages() as waited:
+                        times[name].append(timed(steps[name]))
+                    if name == "convert":
+                        waits.append(waited)
+                    shutil.rmtree(root / name, ignore_errors=True)
+                print({name: round(values[-1], 2) for name, values in times.items()}, flush=True)
                 now_s = time.perf_counter()
                 if now_s - begin_s + (now_s - round_s) > options.seconds:
                     break
