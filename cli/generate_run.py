@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
+from layerpack.cli.generate_room import Room, open_with_room
 from layerpack.cli.memory_options import limits_of
 from layerpack.formats.errors import PromptError
 from layerpack.formats.pack import Pack
@@ -17,16 +18,11 @@ from layerpack.formats.units import human_bytes
 from layerpack.formats.verify import require_intact
 from layerpack.runtime.chrome_trace import write_chrome_trace
 from layerpack.runtime.generate import GenerateOptions, Generation
-from layerpack.runtime.machine import pick_device
 from layerpack.runtime.model import Model
-from layerpack.runtime.needs import context_limit
 from layerpack.runtime.open_options import OpenOptions
 from layerpack.runtime.plan_text import plan_text
 from layerpack.runtime.profile import format_profile, profile_steps
-from layerpack.runtime.prompt import encode_prompt, tokens_left
-from layerpack.runtime.tokenizer import load_tokenizer
 from layerpack.runtime.trace import NO_TRACE, Trace
-from layerpack.runtime.warm_up import warming_up
 
 INTERRUPTED = 130
 
@@ -50,21 +46,12 @@ def run(path: Path, prompt: str, options: dict[str, Any], *, on_open: Callable[[
         exact=options["exact"],
     )
     pack = Pack.open(path)
-    limit = context_limit(pack)
-    with warming_up(pick_device(options["device"])):
-        # The tokenizer says how much context this very run can need: the rest may hold weights.
-        tokenizer = load_tokenizer(pack.path)
-    prompt_tokens = int(encode_prompt(tokenizer, prompt, wanted).shape[1])
-    new_tokens = tokens_left(
-        prompt_tokens, wanted.max_new_tokens, limit=limit, reserved=options["context"]
-    )
-    # Opening bounds a run only where it sets memory aside; --context bounds it on a CPU as well.
-    wanted = replace(wanted, max_new_tokens=new_tokens)
+    room = Room(pack, prompt, wanted, reserved=options["context"])
     drafting = options["draft"] is not None
     opening = OpenOptions(
         device=options["device"],
         limits=limits_of(options),
-        context_tokens=options["context"] or prompt_tokens + new_tokens,
+        context_tokens=room.context_tokens,
         draft=options["draft"],
         proposed_tokens=options["prompt_lookup"] or (options["draft_tokens"] if drafting else 0),
     )
@@ -73,13 +60,13 @@ def run(path: Path, prompt: str, options: dict[str, Any], *, on_open: Callable[[
         write_chrome_trace([], trace_file)  # if that cannot be, better now than after the work
     trace = Trace() if options["profile"] or trace_file is not None else NO_TRACE
     started_s = time.perf_counter()
-    with Model.open(path, opening, trace=trace) as model:
-        model.tokenizer = tokenizer
+    with contextlib.ExitStack() as stack:
+        model = open_with_room(stack, path, opening, room, trace)
         on_open()
         if options["verbose"]:
             click.echo(plan_text(model.plan, model.machine), err=True)
             click.echo(describe_setup(model, started_s - options["began_s"]), err=True)
-        result = model.generate(prompt, wanted, on_text=_print_piece)
+        result = model.generate(prompt, room.wanted, on_text=_print_piece)
         click.echo()
         click.echo(summary(model, result), err=True)
         if options["profile"]:
@@ -95,8 +82,9 @@ def describe_setup(model: Model, before_s: float) -> str:
     setup = model.setup
     draft = f"draft {setup.draft_s:.2f}, " if model.draft is not None else ""
     return (
-        f"[set-up: {before_s:.2f} s imports and tokenizer; {setup.total_s:.2f} s opening: {draft}"
-        f"plan {setup.plan_s:.2f}, transformers and network {setup.network_s:.2f}, "
+        f"[set-up: {before_s:.2f} s imports, {setup.meanwhile_s:.2f} s more of them and the "
+        f"tokenizer beside the weights; {setup.total_s:.2f} s opening: {draft}"
+        f"plan {setup.plan_s:.2f}, network {setup.network_s:.2f}, "
         f"waiting for weights {setup.wait_for_weights_s:.2f}, binding {setup.attach_s:.2f}]"
     )
 

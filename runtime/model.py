@@ -32,6 +32,7 @@ from layerpack.runtime.text_stream import iterate
 from layerpack.runtime.tokenizer import load_tokenizer
 from layerpack.runtime.trace import NO_TRACE, Trace
 from layerpack.runtime.vram_cap import capped_vram
+from layerpack.runtime.warm_up import touch_nf4, warming_up
 from layerpack.runtime.weights import Weights
 
 
@@ -67,11 +68,18 @@ class Model:
     @classmethod
     @contextlib.contextmanager
     def open(
-        cls, path: Path | str, options: OpenOptions = OpenOptions(), *, trace: Trace = NO_TRACE
+        cls,
+        path: Path | str,
+        options: OpenOptions = OpenOptions(),
+        *,
+        trace: Trace = NO_TRACE,
+        meanwhile: Callable[[], object] | None = None,
     ) -> Iterator[Model]:
         """Open the pack at `path`; closing joins all threads and undoes all registrations.
 
-        `trace` collects when each stage did what (see profile.py).
+        `trace` collects when each stage did what (see profile.py). `meanwhile()` is called while
+        weights are being loaded: what it does costs no time of its own. What it raises ends the
+        opening.
 
         Raises PackError, CapacityError (what was asked for does not fit), StreamError, and
         SourceError for a draft that cannot be used.
@@ -80,7 +88,7 @@ class Model:
         device = pick_device(options.device)
         with contextlib.ExitStack() as stack:
             with device_errors("while opening the model"):
-                model = cls._opened(stack, pack, device, options, trace)
+                model = cls._opened(stack, pack, device, options, trace, meanwhile)
             try:
                 yield model
             finally:
@@ -95,6 +103,7 @@ class Model:
         device: torch.device,
         options: OpenOptions,
         trace: Trace,
+        meanwhile: Callable[[], object] | None,
     ) -> Model:
         """All that `open` does; what it must undo is given to `stack`."""
         stack.enter_context(capped_vram(device, options.limits.vram_bytes))
@@ -123,8 +132,13 @@ class Model:
         stack.callback(opening.close)
         opening.start()
         with memory_errors("opening the model", chosen):
-            network = build_skeleton(pack, device=device, attention=options.attention)
-            bitsandbytes_functional()  # half a second to seconds of importing
+            with warming_up(device):
+                if meanwhile is not None:
+                    meanwhile()
+                meanwhile_s = time.perf_counter()
+                network = build_skeleton(pack, device=device, attention=options.attention)
+                bitsandbytes_functional()  # half a second to seconds of importing
+                touch_nf4(device)
             network_s = time.perf_counter()
             weights = opening.result()
             loaded_s = time.perf_counter()
@@ -140,7 +154,8 @@ class Model:
         setup = SetupTimes(
             draft_s=drafted_s - begin_s,
             plan_s=planned_s - drafted_s,
-            network_s=network_s - planned_s,
+            meanwhile_s=meanwhile_s - planned_s,
+            network_s=network_s - meanwhile_s,
             wait_for_weights_s=loaded_s - network_s,
             attach_s=time.perf_counter() - loaded_s,
         )

@@ -13,6 +13,7 @@ from layerpack.formats.text import require_utf8
 if TYPE_CHECKING:
     from layerpack.runtime.generate import GenerateOptions
 
+_SHORT_BYTES, _END_TOKENS, _TEMPLATE_TOKENS = 512, 2, 128
 Message = Mapping[str, str]
 """`{"role": "user", "content": "…"}`, as chat templates take them."""
 
@@ -55,6 +56,18 @@ def encode_prompt(
         line = (str(error).splitlines() or [repr(error)])[0]
         raise PromptError(f"the model's chat template refused the messages: {line}") from error
     return torch.as_tensor(encoded["input_ids"])
+
+
+def most_tokens(prompt: str, options: GenerateOptions) -> int | None:
+    """A bound for the tokens of a short prompt, before there is a tokenizer; None if it is long.
+
+    Of a text tokenizers make no more tokens than it has bytes, but for one at either end. What chat
+    templates add is their own: some dozens. The bound may be wrong for an unusual one.
+    """
+    length_bytes = len((prompt + (options.system or "")).encode())
+    if length_bytes > _SHORT_BYTES:
+        return None
+    return length_bytes + (_END_TOKENS if options.raw else _TEMPLATE_TOKENS)
 
 
 def tokens_left(

@@ -9,19 +9,20 @@ from dataclasses import dataclass
 class SetupTimes:
     """Seconds that opening took, one part after the other.
 
-    `network_s` is transformers being imported and building the model; weights are mapped,
-    registered and loaded beside it, and `wait_for_weights_s` is what they took longer.
-    `draft_s` is loading the draft, where there is one.
+    `draft_s` is loading the draft, where there is one. `meanwhile_s` is what the caller had done
+    beside it, `network_s` transformers being imported and building the model: weights are mapped,
+    registered and loaded beside both, and `wait_for_weights_s` is what they took longer.
     """
 
     draft_s: float
     plan_s: float
+    meanwhile_s: float
     network_s: float
     wait_for_weights_s: float
     attach_s: float
 
     @property
     def total_s(self) -> float:
-        """All of opening."""
+        """All of opening but what the caller had done beside it."""
         beside = self.network_s + self.wait_for_weights_s
         return self.draft_s + self.plan_s + beside + self.attach_s

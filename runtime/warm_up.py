@@ -17,18 +17,19 @@ from torch import nn
 from layerpack.runtime.linear import bitsandbytes_functional, nf4_linear
 
 _WIDTH, _HEADS, _HEAD_DIM = 64, 4, 128
+_TOKENS = (4, 1)  # as in prefill, as in decode: other kernels
 
 
 @contextmanager
 def warming_up(device: torch.device) -> Iterator[None]:
-    """In the block `device` gets ready in a thread of its own, which has ended after it.
+    """In the block torch's part of `device` gets ready in a thread, which has ended after it.
 
-    What goes wrong in there goes wrong again for whoever needs it, and is told there.
+    What goes wrong in there goes wrong again for whoever needs it, and is told there. The thread
+    imports nothing: two that import the same libraries see each other's half-made modules.
     """
     if device.type != "cuda":
         yield
         return
-    bitsandbytes_functional()  # not in the thread: importing it swaps a function of torch
     thread = threading.Thread(target=_run, args=(device,), name="layerpack-warm-up", daemon=True)
     thread.start()
     try:
@@ -48,13 +49,10 @@ def _run(device: torch.device) -> None:
 
 
 def touch_kernels(device: torch.device) -> None:
-    """One small call of everything that a decoder layer consists of, as prefill and as decode."""
-    functional = bitsandbytes_functional()
+    """One small call of everything in a decoder layer that is torch's own."""
     weight = torch.ones((_WIDTH, _WIDTH), dtype=torch.bfloat16, device=device)
-    codes, state = functional.quantize_4bit(weight, quant_type="nf4", compress_statistics=True)
-    for tokens in (4, 1):
+    for tokens in _TOKENS:
         x = torch.ones((1, tokens, _WIDTH), dtype=weight.dtype, device=device)
-        x = nf4_linear(x, codes, state, None, weight.dtype)
         x = nn.functional.linear(x, weight)
         x = nn.functional.silu(x) * torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True))
         heads = torch.ones((1, _HEADS, tokens, _HEAD_DIM), dtype=weight.dtype, device=device)
@@ -63,3 +61,21 @@ def touch_kernels(device: torch.device) -> None:
         )
         torch.cat((attended, -heads), dim=-1)
         int(x.argmax())
+
+
+@torch.inference_mode()
+def touch_nf4(device: torch.device) -> None:
+    """One small call of bitsandbytes' kernels, where `device` is a GPU.
+
+    Imports torch's compiler, if that has not happened: for a second or more, and not beside
+    another import (see `warming_up`).
+    """
+    if device.type != "cuda":
+        return
+    weight = torch.ones((_WIDTH, _WIDTH), dtype=torch.bfloat16, device=device)
+    codes, state = bitsandbytes_functional().quantize_4bit(
+        weight, quant_type="nf4", compress_statistics=True
+    )
+    for tokens in _TOKENS:
+        x = torch.ones((1, tokens, _WIDTH), dtype=weight.dtype, device=device)
+        nf4_linear(x, codes, state, None, weight.dtype)
