@@ -32,7 +32,7 @@ from layerpack.runtime.text_stream import iterate
 from layerpack.runtime.tokenizer import load_tokenizer
 from layerpack.runtime.trace import NO_TRACE, Trace
 from layerpack.runtime.vram_cap import capped_vram
-from layerpack.runtime.warm_up import touch_nf4, warming_up
+from layerpack.runtime.warm_up import touch_linear, warming_up
 from layerpack.runtime.weights import Weights
 
 
@@ -138,7 +138,7 @@ class Model:
                 meanwhile_s = time.perf_counter()
                 network = build_skeleton(pack, device=device, attention=options.attention)
                 bitsandbytes_functional()  # half a second to seconds of importing
-                touch_nf4(device)
+                touch_linear(device)
             network_s = time.perf_counter()
             weights = opening.result()
             loaded_s = time.perf_counter()

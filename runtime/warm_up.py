@@ -14,6 +14,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from layerpack.runtime.interrupts import deferred_interrupts
 from layerpack.runtime.linear import bitsandbytes_functional, nf4_linear
 
 _WIDTH, _HEADS, _HEAD_DIM = 64, 4, 128
@@ -22,20 +23,21 @@ _TOKENS = (4, 1)  # as in prefill, as in decode: other kernels
 
 @contextmanager
 def warming_up(device: torch.device) -> Iterator[None]:
-    """In the block torch's part of `device` gets ready in a thread, which has ended after it.
+    """In the block `device` gets ready in a thread, which has ended after it, Ctrl-C or not.
 
-    What goes wrong in there goes wrong again for whoever needs it, and is told there. The thread
-    imports nothing: two that import the same libraries see each other's half-made modules.
+    What goes wrong in there goes wrong again for whoever needs it, and is told there.
     """
     if device.type != "cuda":
         yield
         return
     thread = threading.Thread(target=_run, args=(device,), name="layerpack-warm-up", daemon=True)
-    thread.start()
     try:
+        thread.start()
         yield
     finally:
-        thread.join()
+        with deferred_interrupts():
+            if thread.ident is not None:
+                thread.join()
 
 
 def _run(device: torch.device) -> None:
@@ -49,13 +51,14 @@ def _run(device: torch.device) -> None:
 
 
 def touch_kernels(device: torch.device) -> None:
-    """One small call of everything in a decoder layer that is torch's own."""
-    weight = torch.ones((_WIDTH, _WIDTH), dtype=torch.bfloat16, device=device)
+    """One small call of everything in a decoder layer that any thread may call first.
+
+    Not so linear layers (see `touch_linear`).
+    """
     for tokens in _TOKENS:
-        x = torch.ones((1, tokens, _WIDTH), dtype=weight.dtype, device=device)
-        x = nn.functional.linear(x, weight)
+        x = torch.ones((1, tokens, _WIDTH), dtype=torch.bfloat16, device=device)
         x = nn.functional.silu(x) * torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True))
-        heads = torch.ones((1, _HEADS, tokens, _HEAD_DIM), dtype=weight.dtype, device=device)
+        heads = torch.ones((1, _HEADS, tokens, _HEAD_DIM), dtype=x.dtype, device=device)
         attended = nn.functional.scaled_dot_product_attention(
             heads, heads, heads, is_causal=tokens > 1
         )
@@ -64,11 +67,12 @@ def touch_kernels(device: torch.device) -> None:
 
 
 @torch.inference_mode()
-def touch_nf4(device: torch.device) -> None:
-    """One small call of bitsandbytes' kernels, where `device` is a GPU.
+def touch_linear(device: torch.device) -> None:
+    """One small call of both kinds of linear layer, where `device` is a GPU; for who runs passes.
 
-    Imports torch's compiler, if that has not happened: for a second or more, and not beside
-    another import (see `warming_up`).
+    cuBLAS takes a workspace for every thread that calls it, and keeps it. bitsandbytes imports
+    torch's compiler when it is first called, and two threads that import the same libraries can see
+    each other's half-made modules.
     """
     if device.type != "cuda":
         return
@@ -78,4 +82,4 @@ def touch_nf4(device: torch.device) -> None:
     )
     for tokens in _TOKENS:
         x = torch.ones((1, tokens, _WIDTH), dtype=weight.dtype, device=device)
-        nf4_linear(x, codes, state, None, weight.dtype)
+        nf4_linear(nn.functional.linear(x, weight), codes, state, None, weight.dtype)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
+import time
 
 import pytest
 import torch
 
 from layerpack.runtime import warm_up
-from layerpack.runtime.warm_up import touch_kernels, warming_up
+from layerpack.runtime.warm_up import touch_kernels, touch_linear, warming_up
 
 
 def test_every_call_of_it_is_a_right_one() -> None:
@@ -35,13 +38,34 @@ def test_on_a_cpu_there_is_nothing_to_do(monkeypatch: pytest.MonkeyPatch) -> Non
         assert "layerpack-warm-up" not in {thread.name for thread in threading.enumerate()}
 
 
+def test_ctrl_c_while_its_end_is_awaited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread has ended when the interrupt gets out: it would go on beside the next opening."""
+
+    def slow(_: torch.device) -> None:
+        time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.3)
+
+    monkeypatch.setattr(warm_up, "touch_kernels", slow)
+    with pytest.raises(KeyboardInterrupt), warming_up(torch.device("cuda", 0)):
+        pass
+    assert "layerpack-warm-up" not in {thread.name for thread in threading.enumerate()}
+
+
 @pytest.mark.gpu
-def test_it_keeps_no_memory_but_the_libraries_own() -> None:
+def test_it_keeps_no_memory() -> None:
     device = torch.device("cuda", 0)
-    allocated = []
+    before = torch.cuda.memory_allocated(device)
     for _ in range(3):
         with warming_up(device):
             pass
+        assert torch.cuda.memory_allocated(device) == before
+
+
+@pytest.mark.gpu
+def test_linear_layers_are_touched_without_a_trace_but_the_libraries_own() -> None:
+    device, allocated = torch.device("cuda", 0), []
+    for _ in range(3):
+        touch_linear(device)
         allocated.append(torch.cuda.memory_allocated(device))
-    # cuBLAS takes a workspace for each thread that calls it; the next thread has that of the last.
-    assert allocated[1:] == allocated[:1] * 2
+    assert allocated[1:] == allocated[:1] * 2  # the first may take cuBLAS' workspace
