@@ -108,6 +108,8 @@ def generate(pack: str, prompt: str | None, prompt_file: str | None, **options: 
     options["began_s"] = time.perf_counter()
     if options["draft"] is not None and options["prompt_lookup"] is not None:
         raise click.UsageError("give --draft or --prompt-lookup, not both")
+    if options["raw"] and options["system"] is not None:
+        raise click.UsageError("--system goes into the chat template, which --raw leaves out")
     text = read_prompt(prompt, prompt_file)
     if options["system"] is not None:
         as_utf8(options["system"], "--system")

@@ -23,17 +23,15 @@ def encode_prompt(
 ) -> torch.Tensor:
     """Token ids (1, tokens).
 
-    Raises PromptError if the prompt is empty or not UTF-8, or if there is no chat template.
+    Raises PromptError if the prompt is empty or not UTF-8, if there is no chat template, or if raw
+    text comes with a system message.
     """
     if isinstance(prompt, str):
         require_utf8(prompt, "the prompt")
         if not prompt.strip():
             raise PromptError("the prompt is empty; give some text with --prompt or on stdin")
         if options.raw:
-            ids = tokenizer(prompt, return_tensors="pt").input_ids
-            if not ids.shape[1]:
-                raise PromptError("the prompt has no tokens; give some text")
-            return torch.as_tensor(ids)
+            return _raw_ids(tokenizer, prompt, options)
         messages: list[Message] = [{"role": "user", "content": prompt}]
     else:
         messages = list(prompt)
@@ -56,6 +54,15 @@ def encode_prompt(
         line = (str(error).splitlines() or [repr(error)])[0]
         raise PromptError(f"the model's chat template refused the messages: {line}") from error
     return torch.as_tensor(encoded["input_ids"])
+
+
+def _raw_ids(tokenizer: Any, prompt: str, options: GenerateOptions) -> torch.Tensor:
+    if options.system is not None:
+        raise PromptError("a system message goes into the chat template, raw text does not")
+    ids = tokenizer(prompt, return_tensors="pt").input_ids
+    if not ids.shape[1]:
+        raise PromptError("the prompt has no tokens; give some text")
+    return torch.as_tensor(ids)
 
 
 def most_tokens(prompt: str, options: GenerateOptions) -> int | None:

@@ -100,6 +100,7 @@ def test_usage_errors_end_with_2(generate: Run, tmp_path: Path) -> None:
         (["--prompt-file", tmp_path / "nowhere"], "cannot be read"),
         (["--prompt-file", tmp_path / "prompt.txt"], "cannot be read"),
         (["--prompt", "a", "--draft", "x", "--prompt-lookup", "3"], "not both"),
+        (["--prompt", "a", "--system", "b", "--raw"], "--raw leaves out"),
         (["--prompt", "a", "--temperature", "-1"], "--temperature"),
         (["--prompt", "a", "--top-p", "0"], "--top-p"),
         (["--prompt", "a", "--max-new-tokens", "0"], "--max-new-tokens"),

@@ -80,6 +80,11 @@ def test_text_that_is_not_utf8_is_refused(
         encode_prompt(load_tokenizer(pack_of("llama")), prompt, wanted)
 
 
+def test_raw_text_takes_no_system_message(pack_of: PackOf) -> None:
+    with pytest.raises(PromptError, match="a system message goes into the chat template"):
+        encode_prompt(load_tokenizer(pack_of("llama")), "a", GenerateOptions(raw=True, system="b"))
+
+
 def test_an_iterator_left_early_stops_its_thread() -> None:
     given: list[str] = []
 
