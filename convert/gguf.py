@@ -22,6 +22,7 @@ from layerpack.convert.gguf_once import each_thing_once
 from layerpack.convert.reading import WeightFile, weights_digest
 from layerpack.convert.source import SourceFileFacts, SourceTensor, path_id
 from layerpack.formats.errors import LayerpackError, SourceError, UnsupportedError
+from layerpack.formats.text import without_path
 from layerpack.formats.units import num_elements
 
 _ROW_WISE = ("token_embd.weight", "output.weight")
@@ -68,7 +69,7 @@ class GgufSource:
         except Exception as reason:
             # A damaged file fails anywhere in either package, in any way.
             directory.cleanup()
-            text = str(reason).strip().splitlines() or [type(reason).__name__]
+            text = without_path(reason, path).strip().splitlines() or [type(reason).__name__]
             raise SourceError(
                 f"{path}: cannot be read as a GGUF checkpoint ({text[0][:200]})"
             ) from reason

@@ -8,6 +8,7 @@ https://arxiv.org/abs/2211.17192.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,8 @@ def load_draft(name: str, *, device: torch.device, dtype: torch.dtype) -> Draft:
                 "directory here; check the name and the network"
             ) from reason
         line = (str(reason).strip().splitlines() or [repr(reason)])[0]
+        if Path(name).is_dir():
+            line = line.replace(os.path.join(name, ""), "")  # the message begins with it
         # An OSError: the Hub was asked, as the name is of no directory, and gave nothing.
         missing = isinstance(reason, OSError) and not Path(name).exists()
         here = ", and there is no such directory here" if missing else ""
