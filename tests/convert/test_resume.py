@@ -17,6 +17,7 @@ from unfinished import partial_of, run_until, stamps
 from layerpack.convert import ConvertOptions, convert
 from layerpack.convert.journal import BlobRecord, Journal, read_journal
 from layerpack.formats.errors import DiskFullError, TargetError
+from layerpack.formats.verify import verify_pack
 
 
 @pytest.fixture
@@ -187,6 +188,19 @@ def test_blobs_that_are_not_what_the_journal_says_are_made_again(
     (pack / "stray").write_text("x")
     convert(str(source), tmp_path / "out")
     assert not differing(tmp_path / "whole", tmp_path / "out")
+
+
+def test_bytes_that_a_finished_blob_lost_are_found_by_verify(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run_until(source, out, 0.6)
+    name = min(stamps(out))
+    with open(partial_of(out) / "pack" / name, "r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        last = file.read(1)
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([last[0] ^ 1]))
+    convert(str(source), out)
+    assert [difference.file for difference in verify_pack(out).differences] == [name]
 
 
 def test_other_options_or_another_source_are_refused(
