@@ -25,17 +25,9 @@ from layerpack.formats.pack import Pack
 from layerpack.formats.read import open_reader
 from layerpack.formats.units import MIB
 from layerpack.formats.verify import verify_pack
+from layerpack.runtime.page_cache import evict
 
 _WAYS = [(threads, piece) for threads in (1, 4, 8, 16) for piece in (4 * MIB, 16 * MIB)]
-
-
-def drop_cached(pack: Pack) -> None:
-    """Let the system forget what it holds of the pack's files."""
-    for blob in pack.manifest.blobs:
-        handle = os.open(pack.blob_path(blob), os.O_RDONLY)
-        os.fsync(handle)
-        os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
-        os.close(handle)
 
 
 def read_all(pack: Pack, *, num_threads: int, piece_bytes: int) -> None:
@@ -57,7 +49,8 @@ def read_all(pack: Pack, *, num_threads: int, piece_bytes: int) -> None:
 
 def rate(pack: Pack, work: Callable[[], Any]) -> float:
     """GB/s of one turn over the whole pack."""
-    drop_cached(pack)
+    for blob in pack.manifest.blobs:
+        evict(pack.blob_path(blob))
     begin_s = time.perf_counter()
     work()
     return pack.manifest.total_bytes / 1e9 / (time.perf_counter() - begin_s)

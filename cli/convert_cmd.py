@@ -67,7 +67,8 @@ def convert(
     """Turn the checkpoint SOURCE into a pack at OUT.
 
     SOURCE is a Hub repository (Qwen/Qwen2.5-72B-Instruct), a local checkpoint directory or a GGUF
-    file. After a break, the same command goes on where it was.
+    file. After a break, the same command goes on where it was; what is finished is not read again
+    (`layerpack verify` reads all of a pack).
     """
     from layerpack.convert.api import convert as run
 

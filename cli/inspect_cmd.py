@@ -70,12 +70,14 @@ def inspect(target: str, **options: Any) -> None:
     if options["source"] and not options["stats"]:
         raise click.UsageError("--source is for --stats")
     if options["stats"] or (path / MANIFEST_NAME).exists():
+        _refuse_revision(target, options)
         _show_pack(target, options)
         return
     from layerpack.convert.unfinished import find_unfinished, read_unfinished
 
     partial = find_unfinished(path)
     if partial is not None:
+        _refuse_revision(target, options)
         from layerpack.cli.inspect_convert import unfinished_document, unfinished_lines
 
         work = read_unfinished(partial)
@@ -84,6 +86,13 @@ def inspect(target: str, **options: Any) -> None:
         _show_source(target, options)
     else:
         Pack.open(path)  # says what is wrong
+
+
+def _refuse_revision(target: str, options: dict[str, Any]) -> None:
+    if options["revision"] is not None:
+        raise click.UsageError(
+            f"--revision is for a source on the Hub, and {target} is on this machine; leave it out"
+        )
 
 
 def _show_pack(target: str, options: dict[str, Any]) -> None:

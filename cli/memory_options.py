@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
@@ -16,7 +17,9 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 device_option = click.option(
     "--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."
 )
-vram_option = click.option("--vram", type=SIZE, help="Most VRAM to use in all, as 8GiB or 7500MB.")
+vram_option = click.option(
+    "--vram", type=SIZE, help="Most VRAM to use in all, as 8GiB or 7500MB; a CPU uses none."
+)
 ram_option = click.option("--ram", type=SIZE, help="Most host memory to keep weights in.")
 _OPTIONS = (
     device_option,
@@ -37,16 +40,36 @@ _OPTIONS = (
         type=click.IntRange(2, 16),
         default=3,
         show_default=True,
-        help="Layers in flight on the device.",
+        help="Layers in flight on the device; on a CPU 2 at most.",
     ),
 )
 
 
 def memory_options(command: _Command) -> _Command:
-    """Adds them; `limits_of` reads all but --device and --context."""
+    """Adds them, and refuses those that contradict each other before the command is run.
+
+    `limits_of` reads all but --device and --context.
+    """
+
+    @functools.wraps(command)
+    def checked(*arguments: Any, **options: Any) -> Any:
+        refuse_vram_of_a_cpu(options)
+        return command(*arguments, **options)
+
+    decorated: Any = checked
     for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
+        decorated = option(decorated)
+    return cast(_Command, decorated)
+
+
+def refuse_vram_of_a_cpu(options: Mapping[str, Any]) -> None:
+    """Raises click.UsageError if VRAM is asked for where `--device cpu` is, too."""
+    if options["device"].partition(":")[0] != "cpu":
+        return
+    for name in ("vram", "vram_layers"):
+        if options.get(name):  # none of it is what a CPU has
+            option = "--" + name.replace("_", "-")
+            raise click.UsageError(f"{option}: --device cpu has no VRAM; leave one of them out")
 
 
 def limits_of(options: Mapping[str, Any]) -> Limits:

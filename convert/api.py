@@ -65,7 +65,7 @@ def convert(
         run = run_fingerprint(plan, opened)
         try:
             done = replace(
-                find_done(plan, run, destination, force=options.force),
+                find_done(plan, run, opened, destination, force=options.force),
                 about=outline_of(plan, opened).fields(),
             )
             keeps = options.keep_source and opened.kind == "hub"

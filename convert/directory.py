@@ -11,7 +11,7 @@ import torch
 from layerpack.convert.index import INDEX_NAME, check_complete, weight_map, which_weights
 from layerpack.convert.reading import weights_digest
 from layerpack.convert.shard import Shard, source_tensors
-from layerpack.convert.source import SourceFileFacts, SourceTensor, path_id
+from layerpack.convert.source import SourceFileFacts, SourceTensor, path_id, real_path
 from layerpack.formats.errors import SourceError
 
 
@@ -34,7 +34,7 @@ class DirectorySource:
             raise SourceError(f"{path}: no such directory")
         if not (path / "config.json").is_file():
             raise SourceError(f"{path}: no config.json in it, so not a Hugging Face checkpoint")
-        self.id = path_id(path)
+        self.id, self.place = path_id(path), real_path(path)
         self.config_dir = path
         self._shards: dict[str, Shard] = {}
         self.tensors: dict[str, SourceTensor] = {}

@@ -20,8 +20,9 @@ import torch
 from layerpack.convert.gguf_config import write_config_dir
 from layerpack.convert.gguf_once import each_thing_once
 from layerpack.convert.reading import WeightFile, weights_digest
-from layerpack.convert.source import SourceFileFacts, SourceTensor, path_id
+from layerpack.convert.source import SourceFileFacts, SourceTensor, path_id, real_path
 from layerpack.formats.errors import LayerpackError, SourceError, UnsupportedError
+from layerpack.formats.text import without_path
 from layerpack.formats.units import num_elements
 
 _ROW_WISE = ("token_embd.weight", "output.weight")
@@ -68,13 +69,13 @@ class GgufSource:
         except Exception as reason:
             # A damaged file fails anywhere in either package, in any way.
             directory.cleanup()
-            text = str(reason).strip().splitlines() or [type(reason).__name__]
+            text = without_path(reason, path).strip().splitlines() or [type(reason).__name__]
             raise SourceError(
                 f"{path}: cannot be read as a GGUF checkpoint ({text[0][:200]})"
             ) from reason
 
     def __init__(self, path: Path, directory: tempfile.TemporaryDirectory[str], gguf: Any) -> None:
-        self.id = path_id(path)
+        self.id, self.place = path_id(path), real_path(path)
         self._path, self._directory, self._gguf = path, directory, gguf
         reader = gguf.GGUFReader(path)
         _refuse(reader, path)

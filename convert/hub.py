@@ -56,7 +56,8 @@ class HubSource:
         return cls(listing, scratch, keep_source)
 
     def __init__(self, listing: Listing, scratch: Path, keep_source: bool) -> None:
-        self.id, self.revision = listing.repo, listing.commit
+        self.id = self.place = listing.repo
+        self.revision = listing.commit
         self.config_dir = scratch / "config"
         self._listing, self._scratch, self._keep_source = listing, scratch, keep_source
         self._opened: dict[str, Shard] = {}

@@ -51,7 +51,12 @@ def list_repo(repo: str, revision: str | None) -> Listing:
     if constants.HF_HUB_OFFLINE:
         return _list_cached(repo, revision)
     where = repo if revision is None else f"{repo}: revision {revision}"
-    info = call_hub(where, lambda: HfApi().model_info(repo, revision=revision, files_metadata=True))
+    timeout_s = constants.HF_HUB_DOWNLOAD_TIMEOUT  # else a line that swallows all is never given up
+    info = call_hub(
+        where,
+        lambda: HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=timeout_s),
+        is_first=True,
+    )
     files = {}
     for sibling in info.siblings or ():
         name, size_bytes = sibling.rfilename, sibling.size

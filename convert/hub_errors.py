@@ -27,13 +27,18 @@ def endpoint() -> str:
 
 
 def call_hub(
-    what: str, action: Callable[[], Result], *, check: Callable[[], None] = lambda: None
+    what: str,
+    action: Callable[[], Result],
+    *,
+    check: Callable[[], None] = lambda: None,
+    is_first: bool = False,
 ) -> Result:
     """`action`'s result, tried again after refusals for load, server errors and cut connections.
 
     `what` names the repository, or a file of it, in messages. `check` is called often while
-    waiting for the next try, and may raise to end it. Raises HubError, or DiskFullError where a
-    download found no room.
+    waiting for the next try, and may raise to end it. `is_first`: no work would be lost, so a Hub
+    that no connection can be made to is given up at once. Raises HubError, or DiskFullError where
+    a download found no room.
     """
     for wait_s in (*WAITS_S, None):
         try:
@@ -43,7 +48,8 @@ def call_hub(
         except Exception as reason:
             if not _is_known(reason):
                 raise
-            if wait_s is None or not _is_transient(reason):
+            is_final = not _is_transient(reason) or (is_first and _is_unreachable(reason))
+            if wait_s is None or is_final:
                 raise _translated(what, reason) from reason
             _wait(min(_retry_after_s(reason) or wait_s, LONGEST_WAIT_S), check)
     raise AssertionError("unreachable")
@@ -84,6 +90,12 @@ def _is_transient(reason: BaseException | None) -> bool:
     if "Consistency check failed" in str(reason):  # the connection ended early, without an error
         return True
     return _status(reason) in (*_TRANSIENT, 416)  # 416: the file has become shorter meanwhile
+
+
+def _is_unreachable(reason: Exception) -> bool:
+    """Whether there was no connection at all: no network, or a name that is of no server."""
+    http = _http()
+    return isinstance(reason, (http.ConnectError, http.ConnectTimeout))
 
 
 def _retry_after_s(reason: BaseException | None) -> float | None:

@@ -16,9 +16,13 @@ if TYPE_CHECKING:  # both bring in torch, which a look at a journal does without
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outline:
-    """The source, its files' digests left empty, and the blobs to be: file -> bytes, in order."""
+    """The source, its files' digests left empty, and the blobs to be: file -> bytes, in order.
+
+    `place` is where the source really is.
+    """
 
     source: pack.Source
+    place: str
     architecture: str
     blobs: dict[str, int]
 
@@ -27,6 +31,7 @@ class Outline:
         return {
             "kind": self.source.kind,
             "id": self.source.id,
+            "place": self.place,
             "revision": self.source.revision,
             "files": {file.name: file.file_bytes for file in self.source.files},
             "architecture": self.architecture,
@@ -39,6 +44,7 @@ def outline_of(plan: ConversionPlan, source: Source) -> Outline:
     files = {file.name: file.file_bytes for file in source.files}
     return Outline(
         source=_source(source.kind, source.id, source.revision, files),
+        place=source.place,
         architecture=plan.structure.architecture,
         blobs={blob.file: blob.layout.file_bytes for blob in plan.blobs},
     )
@@ -48,13 +54,16 @@ def parse_outline(fields: Mapping[str, Any]) -> Outline | None:
     """The outline in a journal, or None if it has none that is whole."""
     kind, name, revision = fields.get("kind"), fields.get("id"), fields.get("revision")
     files, blobs = fields.get("files"), fields.get("blobs")
-    architecture = fields.get("architecture")
-    if not (isinstance(kind, str) and isinstance(name, str) and isinstance(architecture, str)):
+    place, architecture = fields.get("place"), fields.get("architecture")
+    if not (isinstance(kind, str) and isinstance(name, str)):
+        return None
+    if not (isinstance(place, str) and isinstance(architecture, str)):
         return None
     if not (_are_sizes(files) and _are_sizes(blobs)):
         return None
     return Outline(
         source=_source(kind, name, revision if isinstance(revision, str) else None, files),
+        place=place,
         architecture=architecture,
         blobs=blobs,
     )

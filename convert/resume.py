@@ -13,6 +13,7 @@ from layerpack.convert.journal import (
     fingerprint,
     read_journal,
 )
+from layerpack.convert.outline import parse_outline
 from layerpack.convert.plan import BlobPlan, ConversionPlan
 from layerpack.convert.source import Source
 from layerpack.formats.errors import LayerpackError, TargetError
@@ -27,13 +28,20 @@ def producer() -> str:
 
 
 def run_fingerprint(plan: ConversionPlan, source: Source) -> str:
-    """One text for all that decides the bytes of a pack: source, options, format, version."""
+    """One text for all that decides the bytes of a pack: source, options, format, version.
+
+    But for the source's name as the user gave it, which is in the manifest alone.
+    """
     return fingerprint(
         {
             "format": FORMAT_VERSION,
             "producer": producer(),
-            "source": [source.kind, source.id, source.revision],
-            "files": [[file.name, file.file_bytes, file.identity] for file in source.files],
+            "source": [source.kind, source.place, source.revision],
+            "files": [
+                # What a GGUF file is called is in its place already, and a link may call it else.
+                ["" if source.kind == "gguf" else file.name, file.file_bytes, file.identity]
+                for file in source.files
+            ],
             "config": read_config(source.config_dir),
             "quantization": [
                 plan.quantization.block_size,
@@ -49,7 +57,9 @@ def run_fingerprint(plan: ConversionPlan, source: Source) -> str:
     )
 
 
-def find_done(plan: ConversionPlan, run: str, destination: Destination, *, force: bool) -> Progress:
+def find_done(
+    plan: ConversionPlan, run: str, source: Source, destination: Destination, *, force: bool
+) -> Progress:
     """What of this run is finished; what is not is cleared away.
 
     Raises TargetError if the directory holds another conversion's work; with `force` that goes.
@@ -58,8 +68,8 @@ def find_done(plan: ConversionPlan, run: str, destination: Destination, *, force
     if found.runs - {run}:
         if not force:
             raise TargetError(
-                f"{destination.partial}: holds an unfinished conversion of another source, or with "
-                "other options; finish that one, remove the directory, or start over with --force"
+                f"{destination.partial}: holds an unfinished conversion {_of_what(found, source)}, "
+                "remove the directory, or start over with --force"
             )
         destination.discard()
         found = Progress()
@@ -72,6 +82,18 @@ def find_done(plan: ConversionPlan, run: str, destination: Destination, *, force
         if path.name not in blobs:
             path.unlink()
     return Progress(blobs=blobs, source_digests=found.source_digests)
+
+
+def _of_what(found: Progress, source: Source) -> str:
+    """How unfinished work differs from what is asked for, and how it can be finished."""
+    outline = parse_outline(found.about)
+    if outline is None or outline.place == source.place:
+        return "of another source, or with other options; finish that one"
+    found_files = {file.name: file.file_bytes for file in outline.source.files}
+    alike = found_files == {file.name: file.file_bytes for file in source.files}
+    # That, and times of change, do not tell a source that was moved from another of its kind.
+    hint = " (move it back, if it was moved)" if alike and source.kind != "hub" else ""
+    return f"of another source, {outline.place}, not of {source.place}; finish that one{hint}"
 
 
 def _is_whole(blob: BlobPlan, record: BlobRecord, destination: Destination) -> bool:

@@ -49,6 +49,11 @@ def path_id(path: Path) -> str:
     return os.fsencode(path).decode("utf-8", "replace")
 
 
+def real_path(path: Path) -> str:
+    """The same for every way to spell the path: absolute, no link in it. For `Source.place`."""
+    return path_id(Path(os.path.realpath(path)))
+
+
 class Source(Protocol):
     """A checkpoint whose headers have been read and checked, and whose weights have not.
 
@@ -64,6 +69,10 @@ class Source(Protocol):
     @property
     def id(self) -> str:
         """The repo id or the path as the user gave it: the manifest's `source.id`."""
+
+    @property
+    def place(self) -> str:
+        """Where it really is, the same however a path to it is spelt; the repo id if on the Hub."""
 
     @property
     def revision(self) -> str | None:

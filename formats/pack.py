@@ -79,6 +79,11 @@ def stored_header(path: Path, table: FrameTable | None) -> tuple[TensorEntry, ..
 
 def read_manifest(path: Path) -> Manifest:
     """The manifest of the pack directory `path`. Raises PackError."""
+    return parse_manifest(manifest_bytes(path), where=str(path / MANIFEST_NAME))
+
+
+def manifest_bytes(path: Path) -> bytes:
+    """The manifest of the pack directory `path`, as it is. Raises PackError if it has none."""
     file = path / MANIFEST_NAME
     if not path.is_dir():
         raise PackError(f"{path}: no such directory; name one that `layerpack convert` wrote")
@@ -88,11 +93,10 @@ def read_manifest(path: Path) -> Manifest:
             raise PackError(
                 f"{file}: not a file of at most {human_bytes(MAX_MANIFEST_BYTES)}, so no manifest"
             )
-        raw = file.read_bytes()
+        return file.read_bytes()
     except FileNotFoundError:
         raise PackError(
             f"{path}: no {MANIFEST_NAME} in it, so not a pack; make one with `layerpack convert`"
         ) from None
     except OSError as reason:
         raise PackError(f"{file}: cannot be read ({reason.strerror})") from reason
-    return parse_manifest(raw, where=str(file))

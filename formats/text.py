@@ -1,6 +1,8 @@
-"""Text from outside: bytes that were not UTF-8, and characters that a terminal would obey."""
+"""Text from outside: bytes that were not UTF-8, characters that a terminal would obey, errors."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 from layerpack.formats.errors import PromptError
 
@@ -14,6 +16,13 @@ def require_utf8(text: str, where: str) -> None:
             f"{where} is not UTF-8 text (character {reason.start + 1} is the first wrong one); "
             "give it as UTF-8"
         ) from None
+
+
+def without_path(error: Exception, path: Path) -> str:
+    """The error in words, for a message that begins with `path`: an OSError's own repeat it."""
+    if isinstance(error, OSError) and str(error).endswith(f": {str(path)!r}"):
+        return error.strerror or ""
+    return str(error)
 
 
 def printable(text: str) -> str:

@@ -17,7 +17,8 @@ from layerpack.formats.each_file import ProgressCallback, Report, for_each_file
 from layerpack.formats.errors import PackError, StreamError
 from layerpack.formats.frame_reader import raw_reader
 from layerpack.formats.manifest import MANIFEST_NAME, Blob, FileEntry
-from layerpack.formats.pack import Pack, read_manifest, stored_header
+from layerpack.formats.manifest_json import parse_manifest
+from layerpack.formats.pack import Pack, manifest_bytes, stored_header
 from layerpack.formats.read import BufferedReader, Reader, open_reader
 from layerpack.formats.units import MIB, align_up
 
@@ -63,15 +64,15 @@ def verify_pack(
     """Read and compare every file of the pack at `path`; all that differ are told, in file order.
 
     Where the manifest itself is damaged nothing else can be compared. `direct` forces reads past
-    the page cache (True) or through it (False). Raises PackError if `path` is not a directory.
+    the page cache (True) or through it (False). Raises PackError if `path` is not a directory that
+    has a manifest.
     """
     path = Path(path)
-    if not path.is_dir():
-        raise PackError(f"{path}: no such directory; name one that `layerpack convert` wrote")
+    raw = manifest_bytes(path)
     try:
-        manifest = read_manifest(path)
+        manifest = parse_manifest(raw)
     except PackError as error:
-        text = str(error).removeprefix(f"{path / MANIFEST_NAME}: ")
+        text = str(error).removeprefix(f"{MANIFEST_NAME}: ")
         broken = Difference(file=MANIFEST_NAME, how=How.MANIFEST, text=text)
         return Verification(differences=(broken,), num_files=1, checked_bytes=0)
     pack = Pack(path=path, manifest=manifest)
@@ -145,7 +146,7 @@ def _content(
             if same:
                 return How.STATE, _state_text(pack, file)
     except StreamError as error:
-        return How.UNREADABLE, str(error)
+        return How.UNREADABLE, str(error).removeprefix(f"{path}: ")
     return How.DIGEST, "" if same else "has other content than was written (digest)"
 
 

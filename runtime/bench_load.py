@@ -6,8 +6,6 @@ This is how most programs that stream layers do it: safetensors gives a dict, ea
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,6 +18,7 @@ import torch
 from layerpack.formats.errors import PackError
 from layerpack.formats.units import align_up
 from layerpack.runtime.bench_rows import Method, Pinning
+from layerpack.runtime.page_cache import evict
 
 Tensors = dict[str, torch.Tensor]
 _TENSOR_ALIGNMENT_BYTES = 64
@@ -70,18 +69,6 @@ def _in_one_buffer(tensors: Tensors) -> Tensors:
         views[name] = raw.view(tensor.dtype).view(tensor.shape).copy_(tensor)
         begin += lengths[name]
     return views
-
-
-def evict(path: Path) -> None:
-    """Ask the kernel to drop the file from the page cache. A refusal is harmless."""
-    if not hasattr(os, "posix_fadvise"):
-        return
-    with contextlib.suppress(OSError):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        finally:
-            os.close(descriptor)
 
 
 def open_loader(

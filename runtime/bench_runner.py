@@ -17,7 +17,6 @@ import torch
 from layerpack.formats.manifest import Blob
 from layerpack.formats.pack import Pack
 from layerpack.runtime import measure
-from layerpack.runtime.bench_load import evict
 from layerpack.runtime.bench_machine import let_go
 from layerpack.runtime.bench_network import open_network
 from layerpack.runtime.bench_options import BenchOptions
@@ -28,6 +27,7 @@ from layerpack.runtime.bench_sample import sixteen_bit_pack
 from layerpack.runtime.machine import host_memory
 from layerpack.runtime.model import Model
 from layerpack.runtime.open_options import OpenOptions
+from layerpack.runtime.page_cache import evict
 from layerpack.runtime.plan import Plan, Tier
 from layerpack.runtime.slices import head_weight, pass_slices
 

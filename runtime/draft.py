@@ -8,6 +8,7 @@ https://arxiv.org/abs/2211.17192.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from torch import nn
 
 from layerpack.formats.errors import CapacityError, SourceError
 from layerpack.runtime.device_errors import is_device_error
+from layerpack.runtime.hub_reach import why_out_of_reach
 
 DRAFT_TOKENS = 16
 """Tokens proposed per pass unless asked otherwise.
@@ -90,20 +92,25 @@ class Draft:
 def load_draft(name: str, *, device: torch.device, dtype: torch.dtype) -> Draft:
     """A plain checkpoint, from a directory or the Hub, wholly on `device`.
 
-    Raises SourceError, CapacityError (the device has not enough memory for it).
+    Where the Hub cannot be reached, from its local cache. Raises SourceError, CapacityError (the
+    device has not enough memory for it).
     """
     import transformers
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    unreachable = why_out_of_reach(name)
+    from_here = unreachable is not None
     try:
         # Not `device_map`: transformers wants accelerate for it.
         network = transformers.AutoModelForCausalLM.from_pretrained(
-            name, dtype=dtype, trust_remote_code=False
+            name, dtype=dtype, trust_remote_code=False, local_files_only=from_here
         )
         if network.device != device:
             network = network.to(device)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            name, trust_remote_code=False, local_files_only=from_here
+        )
     except torch.OutOfMemoryError as reason:
         raise CapacityError(
             f"draft {name}: the device has too little memory for it; use a smaller one"
@@ -111,7 +118,14 @@ def load_draft(name: str, *, device: torch.device, dtype: torch.dtype) -> Draft:
     except Exception as reason:  # the tokenizers package raises nothing more specific
         if is_device_error(reason):
             raise
+        if unreachable is not None and isinstance(reason, OSError):
+            raise SourceError(
+                f"draft {name}: {unreachable}, the local cache lacks it, and there is no such "
+                "directory here; check the name and the network"
+            ) from reason
         line = (str(reason).strip().splitlines() or [repr(reason)])[0]
+        if Path(name).is_dir():
+            line = line.replace(os.path.join(name, ""), "")  # the message begins with it
         # An OSError: the Hub was asked, as the name is of no directory, and gave nothing.
         missing = isinstance(reason, OSError) and not Path(name).exists()
         here = ", and there is no such directory here" if missing else ""

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from layerpack.formats.errors import StreamError
+from layerpack.formats.text import without_path
 from layerpack.runtime.slices import Slice
 
 _MADV_WILLNEED, _MADV_POPULATE_READ = 3, 22
@@ -37,8 +38,9 @@ def map_bytes(path: Path, offset_bytes: int, length_bytes: int) -> torch.Tensor:
                 offset=first,
             )
     except (OSError, ValueError) as reason:
+        why = without_path(reason, path)
         raise StreamError(
-            f"{path}: cannot map {length_bytes} bytes from {offset_bytes} ({reason}); "
+            f"{path}: cannot map {length_bytes} bytes from {offset_bytes} ({why}); "
             "run `layerpack verify`"
         ) from reason
     with warnings.catch_warnings():

@@ -40,7 +40,8 @@ def open_draft(
         yield draft
         return
     everything = len(pass_slices(Pack.open(name)))
-    limits = replace(options.limits, vram_slices=everything, host_slices=everything)
+    in_vram = everything if device.type == "cuda" else 0
+    limits = replace(options.limits, vram_slices=in_vram, host_slices=everything)
     settings = replace(options, device=str(device), limits=limits, draft=None)
     with contextlib.ExitStack() as stack:
         try:

@@ -14,11 +14,14 @@ class OpenOptions:
     """How to open a model.
 
     `device`: auto, cpu, cuda or cuda:N. `context_tokens`: the most tokens, prompt included, that
-    memory is set aside for. `direct`: force direct (True) or buffered (False) disk reads.
-    `may_register`: whether mapped files may be registered with CUDA. `refresh`: measure the
-    machine's links again. `draft`: a smaller model of the same family, a directory or Hub repo or
-    pack, that proposes tokens; it stays on the device. `proposed_tokens`: the most that a draft
-    or prompt lookup will propose in a pass. `extra_vram_bytes`: VRAM to leave for others.
+    memory is set aside for. On a GPU runs end there. On a CPU the plan counts with them, but no run
+    is bounded by them: only by its own `max_new_tokens` and the model's context.
+
+    `direct`: force direct (True) or buffered (False) disk reads. `may_register`: whether mapped
+    files may be registered with CUDA. `refresh`: measure the machine's links again. `draft`: a
+    smaller model of the same family, a directory or Hub repo or pack, that proposes tokens; it
+    stays on the device. `proposed_tokens`: the most that a draft or prompt lookup will propose in a
+    pass. `extra_vram_bytes`: VRAM to leave for others.
     """
 
     device: str = "auto"

@@ -139,8 +139,13 @@ def plan_cpu(
     """On a CPU mapped files are used in place; what exceeds the memory comes through two slots.
 
     Raises CapacityError, with the figures, if what a run needs beside weights does not fit, or an
-    override does not.
+    override does not. A bound for VRAM holds, as none is used.
     """
+    if limits.vram_slices:
+        raise CapacityError(
+            f"{limits.vram_slices} layers are to be kept in VRAM, which a CPU does not have; "
+            "leave out --vram-layers, or run on a GPU"
+        )
     slices = tuple(slices)
     slot_bytes = max(part.slot_bytes for part in slices)
     num_slots = min(2, limits.num_slots)

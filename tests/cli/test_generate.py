@@ -220,9 +220,16 @@ def test_packs_that_cannot_be_opened(generate: Run, pack_of: PackOf, tmp_path: P
         (damaged("missing", lambda p: (p / layer).unlink()), layer),
         (damaged("short", lambda p: os.truncate(p / layer, 5000)), layer),
         (damaged("config", lambda p: (p / "config.json").write_text("[]")), "config.json"),
+        (damaged("kind", lambda p: (p / "config.json").write_text("{}")), 'no "model_type" in it'),
+        (
+            damaged("no config", lambda p: (p / "config.json").unlink()),
+            "config.json: not usable (No such file or directory); ",
+        ),
         (damaged("tokens", lambda p: (p / "tokenizer.json").write_text("{}")), "no tokenizer"),
     ):
-        assert_refused(generate("--prompt", PROMPT, pack=pack), f".*{re.escape(said)}")
+        done = generate("--prompt", PROMPT, pack=pack)
+        assert_refused(done, f".*{re.escape(said)}")
+        assert done.err.count(str(pack)) == 1, done.err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")

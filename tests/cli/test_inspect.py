@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from imports import HEAVY, imported_by
+from unfinished import run_until
 
 from layerpack.cli.inspect_text import columns, human_count, human_seconds
-from layerpack.cli.main import main
+from layerpack.cli.main import layerpack, main
 from layerpack.formats.pack import Pack
 from layerpack.formats.summary import fold_layers, pass_bytes, summarise_blobs
 
@@ -101,6 +103,19 @@ def test_only_layers_that_are_alike_are_folded(pack_of: Callable[..., Path]) -> 
 
 def _fields(row: Any) -> dict[str, Any]:
     return {name: getattr(row, name) for name in row.__slots__}
+
+
+def test_what_is_here_has_no_revision(
+    checkpoint_of: Callable[..., Path], pack_of: Callable[..., Path], tmp_path: Path
+) -> None:
+    run_until(checkpoint_of("llama"), tmp_path / "out", 0.5)
+    for target in (pack_of("llama"), tmp_path / "out"):
+        result = CliRunner().invoke(layerpack, ["inspect", str(target), "--revision", "v1"])
+        assert result.exit_code == 2
+        assert result.output.endswith(
+            f"Error: --revision is for a source on the Hub, and {target} is on this machine; "
+            "leave it out\n"
+        )
 
 
 def test_inspect_imports_nothing_heavy(pack_of: Callable[..., Path]) -> None:

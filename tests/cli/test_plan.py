@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from imports import imported_by
 
@@ -81,6 +82,29 @@ def test_what_does_not_fit_is_refused_with_figures(
 ) -> None:
     with pytest.raises(CapacityError, match=words):
         run(pack_of("llama"), *arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ["plan --vram 8GiB", "plan --vram-layers 3", "generate --vram-layers 3", "bench --vram 8GiB"],
+)
+def test_vram_of_a_cpu_is_refused(arguments: str) -> None:
+    command, option, value = arguments.split()
+    result = CliRunner().invoke(layerpack, [command, "out", "--device", "cpu", option, value])
+    assert result.exit_code == 2
+    said = f"Error: {option}: --device cpu has no VRAM; leave one of them out\n"
+    assert result.output.endswith(said), result.output
+
+
+def test_no_vram_is_a_bound_that_a_cpu_keeps(pack_of: PackOf) -> None:
+    assert run(pack_of("llama"), "--device", "cpu", "--vram-layers", 0).exit_code == 0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_without_a_gpu_here_a_bound_holds_and_layers_in_vram_are_refused(pack_of: PackOf) -> None:
+    assert run(pack_of("llama"), "--vram", "8GiB").exit_code == 0
+    with pytest.raises(CapacityError, match=r"3 layers are to be kept in VRAM, which a CPU "):
+        run(pack_of("llama"), "--vram-layers", 3)
 
 
 def test_neither_transformers_nor_bitsandbytes_is_imported(pack_of: PackOf) -> None:

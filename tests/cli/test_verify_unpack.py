@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from faults import Disk
 from tiny_pack import write_tiny_pack
 
 from layerpack.cli import main as cli
@@ -37,6 +38,36 @@ def test_verify_says_all_is_right_or_names_each_file(
         f"{pack}/head.safetensors: has 0 of {4096 + 32} bytes",
     ]
     assert err.endswith(f"error: {pack}: 2 of 6 files differ; restore them or convert again")
+
+
+def test_a_path_is_named_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack = tmp_path / "tiny"
+    manifest = write_tiny_pack(pack)
+    disk = Disk(monkeypatch)
+    disk.arm("error")
+    code, out, _ = run(capsys, "verify", pack)
+    disk.disarm()
+    assert code == 1
+    assert out.splitlines() == [
+        f"{pack}/{name}: reading {file_bytes} bytes from 0 failed (Input/output error, EIO); "
+        "check the disk"
+        for name, file_bytes in sorted(
+            [(blob.file, blob.file_bytes) for blob in manifest.blobs]
+            + [(file.name, file.file_bytes) for file in manifest.files]
+        )
+    ]
+    (pack / "layerpack.json").unlink()
+    for command, *options in (["verify"], ["generate", "--prompt", "a"]):
+        code, out, err = run(capsys, command, pack, *options)
+        assert (code, out) == (1, "")
+        assert err == (
+            f"layerpack: error: {pack}: no layerpack.json in it, so not a pack; "
+            "make one with `layerpack convert`"
+        )
+    code, _, err = run(capsys, "generate", pack, "--prompt", "a", "--verify")
+    assert code == 1 and err.count(str(pack)) == 1
 
 
 def test_unpack_refuses_a_plain_pack(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,36 +12,12 @@ from typing import Any
 
 import pytest
 from packs import convert_to_many_frames, differing
+from unfinished import partial_of, run_until, stamps
 
 from layerpack.convert import ConvertOptions, convert
 from layerpack.convert.journal import BlobRecord, Journal, read_journal
 from layerpack.formats.errors import DiskFullError, TargetError
-
-
-class StopError(Exception):
-    """Raised by a progress callback: the work ends in the middle."""
-
-
-def partial_of(out: Path) -> Path:
-    return out.with_name(out.name + ".layerpack-partial")
-
-
-def run_until(source: Path, out: Path, share: float, **options: Any) -> None:
-    """Convert, but stop with an error after `share` of the bytes."""
-
-    def progress(done_bytes: int, total_bytes: int) -> None:
-        if done_bytes >= share * total_bytes:
-            raise StopError
-
-    with pytest.raises(StopError):
-        convert(str(source), out, ConvertOptions(**options), progress)
-
-
-def stamps(out: Path) -> dict[str, tuple[int, int]]:
-    """Inode and time of change of each blob that the journal calls done."""
-    done = read_journal(partial_of(out) / "journal").blobs
-    files = {name: partial_of(out) / "pack" / name for name in done}
-    return {name: (f.stat().st_ino, f.stat().st_mtime_ns) for name, f in files.items()}
+from layerpack.formats.verify import verify_pack
 
 
 @pytest.fixture
@@ -212,6 +188,19 @@ def test_blobs_that_are_not_what_the_journal_says_are_made_again(
     (pack / "stray").write_text("x")
     convert(str(source), tmp_path / "out")
     assert not differing(tmp_path / "whole", tmp_path / "out")
+
+
+def test_bytes_that_a_finished_blob_lost_are_found_by_verify(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run_until(source, out, 0.6)
+    name = min(stamps(out))
+    with open(partial_of(out) / "pack" / name, "r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        last = file.read(1)
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([last[0] ^ 1]))
+    convert(str(source), out)
+    assert [difference.file for difference in verify_pack(out).differences] == [name]
 
 
 def test_other_options_or_another_source_are_refused(

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from packs import compressed, differing
+from unfinished import StopError, partial_of
 
 from layerpack.convert import ConvertOptions, convert
 from layerpack.convert.remaining import Remaining
@@ -23,14 +24,6 @@ from layerpack.formats.units import PAGE_BYTES, align_up
 from layerpack.formats.verify import verify_pack
 
 ZSTD = ConvertOptions(zstd_level=1)
-
-
-class StopError(Exception):
-    """Raised by a progress callback: the work ends in the middle."""
-
-
-def partial_of(out: Path) -> Path:
-    return out.with_name(out.name + ".layerpack-partial")
 
 
 @pytest.fixture(autouse=True)

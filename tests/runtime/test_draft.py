@@ -158,7 +158,16 @@ def test_another_tokenizer_is_refused(
         pass
 
 
-def test_drafts_that_cannot_be_used_are_named(pack_of: PackOf, tmp_path: Path) -> None:
+def test_drafts_that_cannot_be_used_are_named(
+    pack_of: PackOf, checkpoint_of: CheckpointOf, tmp_path: Path
+) -> None:
+    broken = Path(shutil.copytree(checkpoint_of("llama"), tmp_path / "broken"))
+    (broken / "config.json").write_text("{")
+    with (
+        pytest.raises(SourceError, match=rf"^draft {broken}: .* config file at 'config.json' is"),
+        Model.open(pack_of("llama"), options(broken)),
+    ):
+        pass
     for name, here in (
         (tmp_path / "nowhere", ", and there is no such directory here"),
         (tmp_path, ""),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from hub_server import TOKEN, HubServer
 from hub_source import REPO, copied, message_of, open_hub, shards, take_all
 from huggingface_hub import constants
 
+from layerpack.convert import hub_errors
 from layerpack.convert.api import convert
 from layerpack.formats.errors import HubError, SourceError, UnsupportedError
 
@@ -47,11 +49,23 @@ def test_missing_revision(hub: HubServer, tmp_path: Path) -> None:
 
 
 def test_no_network(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(hub_errors, "_wait", lambda wait_s, check: waits.append(wait_s))
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     text = message_of(lambda: open_hub(tmp_path))
     assert "http://127.0.0.1:9 cannot be reached" in text
     assert "), and there is no such directory here; check the network" in text
     assert "no such directory" not in message_of(lambda: open_hub(tmp_path, revision="v9"))
+    assert not waits  # a name that is mistyped must not take a minute to be told
+
+
+def test_a_line_that_swallows_the_question(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        assert "cannot be reached (timed out)" in message_of(lambda: open_hub(tmp_path))
 
 
 @pytest.mark.parametrize(
