@@ -14,7 +14,7 @@ from layerpack.cli.memory_options import memory_options
 from layerpack.cli.numbers import SEED, FiniteRange
 from layerpack.cli.quick_imports import quick_imports
 from layerpack.formats.errors import PromptError
-from layerpack.formats.text import require_utf8
+from layerpack.formats.text import require_utf8, without_path
 
 
 def read_prompt(prompt: str | None, prompt_file: str | None) -> str:
@@ -27,9 +27,8 @@ def read_prompt(prompt: str | None, prompt_file: str | None) -> str:
         try:
             return Path(prompt_file).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as reason:
-            raise click.UsageError(
-                f"--prompt-file {prompt_file}: cannot be read ({reason})"
-            ) from None
+            why = without_path(reason, Path(prompt_file))
+            raise click.UsageError(f"--prompt-file {prompt_file}: cannot be read ({why})") from None
     if sys.stdin is None or sys.stdin.isatty():  # None: it was closed when Python started
         raise click.UsageError("no prompt; give --prompt TEXT, --prompt-file FILE, or pipe one in")
     try:

@@ -97,7 +97,7 @@ def test_usage_errors_end_with_2(generate: Run, tmp_path: Path) -> None:
     (tmp_path / "prompt.txt").write_bytes(b"\xff\xfe\xff")
     for arguments, said in (
         (["--prompt", "a", "--prompt-file", "b"], "not both"),
-        (["--prompt-file", tmp_path / "nowhere"], "cannot be read"),
+        (["--prompt-file", tmp_path / "nowhere"], "cannot be read (No such file or directory)"),
         (["--prompt-file", tmp_path / "prompt.txt"], "cannot be read"),
         (["--prompt", "a", "--draft", "x", "--prompt-lookup", "3"], "not both"),
         (["--prompt", "a", "--system", "b", "--raw"], "--raw leaves out"),
