@@ -7,9 +7,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_UNUSED = ("sklearn", "torchaudio", "torchvision")
-"""transformers imports them where they are installed, with scipy and pandas behind them: seconds,
-for nothing that language models or greedy and sampled decoding call."""
+_UNUSED = ("scipy", "sklearn", "soundfile", "soxr", "torchaudio", "torchvision")
+"""transformers imports them where they are installed, some with much behind them: seconds, for
+nothing that language models or greedy and sampled decoding call."""
 
 
 @contextmanager

@@ -48,7 +48,7 @@ def test_libraries_that_are_of_no_use_are_not_imported(
     pack_of: Callable[..., Path], tmp_path: Path
 ) -> None:
     """Installed, found by transformers if it looks, and fatal to import."""
-    for name in ("sklearn", "torchvision"):
+    for name in ("scipy", "sklearn", "soundfile", "torchvision"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text("import os\nos._exit(77)\n")
         (tmp_path / f"{name}-1.6.0.dist-info").mkdir()
