@@ -29,7 +29,13 @@ INTERRUPTED = 130
     show_default=True,
     help="Tokens in the KV cache before the timed passes.",
 )
-@click.option("--passes", type=click.IntRange(1), default=5, show_default=True)
+@click.option(
+    "--passes",
+    type=click.IntRange(1),
+    default=5,
+    show_default=True,
+    help="Timed passes of each row, at most.",
+)
 @click.option("--rows", metavar="A,B,…", help="Only these rows, by the names in the table.")
 @vram_option
 @ram_option
@@ -52,7 +58,12 @@ INTERRUPTED = 130
     help="Directory for the 16-bit layers while it runs (default: beside OUT).",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the table.")
-@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE.png")
+@click.option(
+    "--plot",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE.png",
+    help="Draw the rows' seconds, too (needs matplotlib).",
+)
 def bench(pack: Path, as_json: bool, plot: Path | None, **options: Any) -> None:
     """Time ways of streaming the pack OUT on this machine, and say how far from its limit each is.
 

@@ -53,7 +53,13 @@ def as_utf8(text: str, where: str) -> str:
 @click.option("--prompt-file", type=click.Path(), help="Read the prompt from a file.")
 @click.option("--system", help="System message, put before the prompt.")
 @click.option("--raw", is_flag=True, help="Send the prompt as it is, without chat template.")
-@click.option("--max-new-tokens", type=click.IntRange(1), default=512, show_default=True)
+@click.option(
+    "--max-new-tokens",
+    type=click.IntRange(1),
+    default=512,
+    show_default=True,
+    help="Stop after so many tokens.",
+)
 @click.option(
     "--temperature",
     type=FiniteRange(0),
@@ -61,14 +67,27 @@ def as_utf8(text: str, where: str) -> str:
     show_default=True,
     help="0 always takes the likeliest token.",
 )
-@click.option("--top-p", type=FiniteRange(0, 1, min_open=True), default=1.0, show_default=True)
-@click.option("--top-k", type=click.IntRange(0), default=0, help="0: no limit.", show_default=True)
+@click.option(
+    "--top-p",
+    type=FiniteRange(0, 1, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="Sample from the likeliest tokens that have this probability together.",
+)
+@click.option(
+    "--top-k",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="Sample from so many of the likeliest tokens. 0: no limit.",
+)
 @click.option("--seed", type=SEED, help="Makes sampling repeatable.")
 @memory_options
 @click.option(
     "--draft",
     metavar="PATH_OR_REPO",
-    help="A small model of the same family that proposes tokens: same text in fewer passes.",
+    help="A small model of the same family (checkpoint, Hub repository or pack), held in VRAM as a "
+    "whole, that proposes tokens: same text in fewer passes.",
 )
 @click.option(
     "--draft-tokens",

@@ -34,7 +34,12 @@ _OPTIONS = (
     click.option(
         "--host-layers", type=click.IntRange(0), metavar="N", help="Keep N layers in host memory."
     ),
-    click.option("--context", type=click.IntRange(1), help="Tokens to set memory aside for."),
+    click.option(
+        "--context",
+        type=click.IntRange(1),
+        help="Tokens of prompt and answer to set memory aside for (default: what the run can need; "
+        "of `plan`: 4096).",
+    ),
     click.option(
         "--slots",
         type=click.IntRange(2, 16),

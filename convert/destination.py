@@ -18,10 +18,9 @@ from pathlib import Path
 
 from layerpack.convert.journal import JOURNAL_NAME
 from layerpack.formats.errors import DiskFullError, TargetError
-from layerpack.formats.manifest import MANIFEST_NAME
+from layerpack.formats.manifest import MANIFEST_NAME, UNFINISHED_SUFFIX
 from layerpack.formats.units import human_bytes
 
-PARTIAL_SUFFIX = ".layerpack-partial"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -38,7 +37,7 @@ class Destination:
         self.out = Path(os.path.abspath(out))
         if not self.out.name:
             raise TargetError(f"{self.out}: the root directory; name a target inside it")
-        self.partial = self.out.with_name(self.out.name + PARTIAL_SUFFIX)
+        self.partial = self.out.with_name(self.out.name + UNFINISHED_SUFFIX)
         self.pack = self.partial / "pack"
         self.scratch = self.partial / "source"
         self.journal = self.partial / JOURNAL_NAME

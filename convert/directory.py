@@ -13,6 +13,7 @@ from layerpack.convert.reading import weights_digest
 from layerpack.convert.shard import Shard, source_tensors
 from layerpack.convert.source import SourceFileFacts, SourceTensor, path_id, real_path
 from layerpack.formats.errors import SourceError
+from layerpack.formats.frame_table import FRAMES_SUFFIX
 
 
 class DirectorySource:
@@ -86,6 +87,11 @@ class DirectorySource:
             mapped = weight_map(_read(index), where=str(index))
             files = sorted(set(mapped.values()))
         for file in files:
+            if file + FRAMES_SUFFIX in names:
+                raise SourceError(
+                    f"{path}: a compressed pack; expand it with `layerpack unpack`, and convert "
+                    "what comes out"
+                )
             if file not in names:
                 raise SourceError(f"{path / file}: named in {INDEX_NAME} but missing")
             shard = self._shards[file] = Shard(path / file)

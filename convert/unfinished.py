@@ -10,11 +10,12 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from layerpack.convert.destination import PARTIAL_SUFFIX, Destination
+from layerpack.convert.destination import Destination
 from layerpack.convert.journal import BlobRecord, read_journal
 from layerpack.convert.outline import Outline, parse_outline
-from layerpack.formats.blob import PARTIAL_SUFFIX as UNWRITTEN_SUFFIX
+from layerpack.formats.blob import PARTIAL_SUFFIX
 from layerpack.formats.frame_table import FRAMES_SUFFIX
+from layerpack.formats.manifest import UNFINISHED_SUFFIX
 
 _LOCKS = Path("/proc/locks")
 
@@ -60,7 +61,7 @@ def find_unfinished(target: Path) -> Path | None:
     """The directory of an unfinished conversion to `target`, or `target` if it is one itself."""
     if not Path(os.path.abspath(target)).name:  # the root: nothing is beside it
         return None
-    if target.name.removesuffix(PARTIAL_SUFFIX) not in ("", target.name) and target.is_dir():
+    if target.name.removesuffix(UNFINISHED_SUFFIX) not in ("", target.name) and target.is_dir():
         return target
     partial = Destination(target).partial
     return partial if partial.is_dir() else None
@@ -68,7 +69,7 @@ def find_unfinished(target: Path) -> Path | None:
 
 def read_unfinished(partial: Path) -> Unfinished:
     """How far the conversion in `partial` is. Raises OSError if it cannot be read."""
-    place = Destination(partial.with_name(partial.name.removesuffix(PARTIAL_SUFFIX)))
+    place = Destination(partial.with_name(partial.name.removesuffix(UNFINISHED_SUFFIX)))
     progress = read_journal(place.journal)
     outline = parse_outline(progress.about)
     sizes = {path.name: path.stat().st_size for path in place.pack_files()}
@@ -80,9 +81,9 @@ def read_unfinished(partial: Path) -> Unfinished:
         and sizes.get(file) == _stored_bytes(progress.blobs[file], file_bytes)
     )
     started = [
-        (name.removesuffix(UNWRITTEN_SUFFIX), file_bytes)
+        (name.removesuffix(PARTIAL_SUFFIX), file_bytes)
         for name, file_bytes in sizes.items()
-        if name.endswith(UNWRITTEN_SUFFIX)
+        if name.endswith(PARTIAL_SUFFIX)
     ]
     return Unfinished(
         partial=partial,

@@ -4,7 +4,12 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 show() {
-    printf '\n$ %s\n' "$*"
+    local word line='$'
+    for word in "$@"; do
+        [[ $word != *' '* ]] || word="\"$word\"" # as one would type it
+        line+=" $word"
+    done
+    printf '\n%s\n' "$line"
     "$@"
 }
 

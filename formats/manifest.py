@@ -14,6 +14,8 @@ from layerpack.formats.nf4 import SUFFIXES, Nf4State
 from layerpack.formats.units import num_elements
 
 MANIFEST_NAME = "layerpack.json"
+UNFINISHED_SUFFIX = ".layerpack-partial"
+"""After a pack's name: the directory beside it in which `layerpack convert` is making it."""
 FORMAT_VERSION = 1
 
 

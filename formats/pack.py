@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from layerpack.formats.errors import PackError
 from layerpack.formats.frame_table import FrameTable
 from layerpack.formats.frames import FrameDecoder
 from layerpack.formats.header import TensorEntry, parse_header, read_header
-from layerpack.formats.manifest import MANIFEST_NAME, Blob, Manifest
+from layerpack.formats.manifest import MANIFEST_NAME, UNFINISHED_SUFFIX, Blob, Manifest
 from layerpack.formats.manifest_json import parse_manifest
 from layerpack.formats.units import human_bytes
 
@@ -86,6 +87,7 @@ def manifest_bytes(path: Path) -> bytes:
     """The manifest of the pack directory `path`, as it is. Raises PackError if it has none."""
     file = path / MANIFEST_NAME
     if not path.is_dir():
+        _refuse_unfinished(path)
         raise PackError(f"{path}: no such directory; name one that `layerpack convert` wrote")
     try:
         found = file.stat()
@@ -95,8 +97,18 @@ def manifest_bytes(path: Path) -> bytes:
             )
         return file.read_bytes()
     except FileNotFoundError:
+        _refuse_unfinished(path)
         raise PackError(
             f"{path}: no {MANIFEST_NAME} in it, so not a pack; make one with `layerpack convert`"
         ) from None
     except OSError as reason:
         raise PackError(f"{file}: cannot be read ({reason.strerror})") from reason
+
+
+def _refuse_unfinished(path: Path) -> None:
+    """Raises PackError if there is no pack at `path` because it is still being made."""
+    if os.path.isdir(os.path.abspath(path) + UNFINISHED_SUFFIX):
+        raise PackError(
+            f"{path}: its conversion is not finished; run the same `layerpack convert` command "
+            "again (`layerpack inspect` shows how far it is)"
+        ) from None

@@ -21,7 +21,6 @@ class RowResult:
 
     name: str
     switches: str
-    document: int | None
     median_s: float
     min_s: float
     max_s: float
@@ -114,7 +113,6 @@ class Report:
         limit_s, ratio = self.limit_s(row), self.ratio(row)
         return (
             row.name,
-            "-" if row.document is None else str(row.document),
             f"{row.median_s:.3f}{'*' if row.timed_layers else ''}",
             f"{row.min_s:.3f}-{row.max_s:.3f}",
             str(row.passes),
@@ -162,10 +160,10 @@ def plotting() -> Any:
     return Figure
 
 
-_HEAD = ("row", "doc", "s/step", "min-max", "passes", "GB", "GB/s", "limit s", "ratio")
+_HEAD = ("row", "s/step", "min-max", "passes", "GB", "GB/s", "limit s", "ratio")
 _LEGEND = (
-    "doc: its number in the history that layerpack started from; limit s: bytes over the bandwidth "
-    "of the slowest link; *: scaled up from a few layers"
+    "limit s: bytes over the bandwidth of the slowest link; ratio: s/step over it; "
+    "*: scaled up from a few layers"
 )
 
 

@@ -80,11 +80,10 @@ class Ours:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One line of the table. `document` is its row in the history, if it has one there."""
+    """One line of the table."""
 
     name: str
     way: Method | Ours
-    document: int | None = None
 
     def why_not(self, device_type: str) -> str | None:
         """Why the row makes no sense on a device of this type; None if it does."""
@@ -118,15 +117,15 @@ def _method(
 _PER_TENSOR, _PAGEABLE = Pinning.TENSOR, Pinning.NONE
 
 ROWS = (
-    Row(name="bf16-eager", way=_method(16, 0, _PER_TENSOR, attention="eager"), document=1),
-    Row(name="bf16-sync", way=_method(16, 0, _PER_TENSOR), document=2),
-    Row(name="bf16-sync-pageable", way=_method(16, 0, _PAGEABLE), document=3),
-    Row(name="bf16-async", way=_method(16, 1, _PER_TENSOR), document=4),
-    Row(name="bf16-async-pageable", way=_method(16, 1, _PAGEABLE), document=5),
-    Row(name="bf16-dual-buffer", way=_method(16, 2, Pinning.BUFFER), document=6),
-    Row(name="bf16-dual", way=_method(16, 2, _PER_TENSOR), document=7),
-    Row(name="bf16-dual-head", way=_method(16, 2, _PER_TENSOR, head_resident=False), document=8),
-    Row(name="nf4-dual-head", way=_method(4, 2, _PER_TENSOR, head_resident=False), document=9),
+    Row(name="bf16-eager", way=_method(16, 0, _PER_TENSOR, attention="eager")),
+    Row(name="bf16-sync", way=_method(16, 0, _PER_TENSOR)),
+    Row(name="bf16-sync-pageable", way=_method(16, 0, _PAGEABLE)),
+    Row(name="bf16-async", way=_method(16, 1, _PER_TENSOR)),
+    Row(name="bf16-async-pageable", way=_method(16, 1, _PAGEABLE)),
+    Row(name="bf16-dual-buffer", way=_method(16, 2, Pinning.BUFFER)),
+    Row(name="bf16-dual", way=_method(16, 2, _PER_TENSOR)),
+    Row(name="bf16-dual-head", way=_method(16, 2, _PER_TENSOR, head_resident=False)),
+    Row(name="nf4-dual-head", way=_method(4, 2, _PER_TENSOR, head_resident=False)),
     Row(name="nf4-sync", way=_method(4, 0, _PER_TENSOR, head_resident=False)),
     Row(name="nf4-sync-pageable", way=_method(4, 0, _PAGEABLE, head_resident=False)),
     Row(name="nf4-async-pageable", way=_method(4, 1, _PAGEABLE, head_resident=False)),

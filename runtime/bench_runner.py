@@ -164,7 +164,6 @@ class RowRunner:
         return RowResult(
             name=row.name,
             switches=row.way.switches,
-            document=row.document,
             median_s=statistics.median(times_s),
             min_s=min(times_s),
             max_s=max(times_s),

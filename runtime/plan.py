@@ -153,7 +153,7 @@ def plan_cpu(
     if limits.host_slices is not None or total_bytes(slices) > budget:
         on_the_way = num_slots * slot_bytes + _ring_bytes(slot_bytes)
         if machine.host_free_bytes < needs.total_bytes + on_the_way:
-            raise _too_little(machine.host_free_bytes, "host memory", needs, on_the_way)
+            raise _too_little(machine.host_free_bytes, "host memory", needs, on_the_way, limits)
         budget -= on_the_way
     in_host = fill(slices, budget, limits.host_slices, "host memory")
     tiers = tuple(Tier.HOST if part.index in in_host else Tier.DISK for part in slices)
@@ -263,31 +263,35 @@ def _fill_vram(
     if limits.vram_slices is None:
         num_slots = min(wanted, free_bytes // slot_bytes)
         if num_slots < least:
-            raise _too_little(available, "VRAM", needs, least * slot_bytes)
+            raise _too_little(available, "VRAM", needs, least * slot_bytes, limits)
         # While slots are still missing nothing stays for good: the first use of VRAM is overlap.
         budget = free_bytes - num_slots * slot_bytes if num_slots == wanted else 0
         return num_slots, fill(slices, budget, None, "VRAM")
     if limits.vram_slices >= len(slices):
         return 0, fill(slices, free_bytes, limits.vram_slices, "VRAM")
     if free_bytes < least * slot_bytes:
-        raise _too_little(available, "VRAM", needs, least * slot_bytes)
+        raise _too_little(available, "VRAM", needs, least * slot_bytes, limits)
     resident = fill(slices, free_bytes - least * slot_bytes, limits.vram_slices, "VRAM")
     kept = sum(part.slot_bytes for part in slices if part.index in resident)
     return min(wanted, (free_bytes - kept) // slot_bytes), resident
 
 
-def _too_little(available: int, where: str, needs: Needs, moving_bytes: int) -> CapacityError:
+def _too_little(
+    available: int, where: str, needs: Needs, moving_bytes: int, limits: Limits
+) -> CapacityError:
     wanted = needs.total_bytes + moving_bytes
-    remedy, margin = "free some memory", 0.0
+    remedy, margin, kept_free = "free some memory", 0.0, ""
     if where == "VRAM":
-        remedy, margin = "raise --vram", _MARGIN
+        capped = available == limits.vram_bytes  # else the device itself has no more
+        remedy = "raise --vram" if capped else "free some VRAM"
+        margin, kept_free = _MARGIN, f", and {_MARGIN:.0%} must stay free"
     missing = int(wanted / (1 - margin)) + 1 - available
     return CapacityError(
         f"{human_bytes(available)} of {where} are {human_bytes(missing)} too few: layers on the "
         f"way take {human_bytes(moving_bytes)}, KV cache {human_bytes(needs.cache_bytes)}, "
         f"activations {human_bytes(needs.activation_bytes)}, decoding "
-        f"{human_bytes(needs.decode_bytes)}, constants {human_bytes(needs.constant_bytes)}, and "
-        f"{margin:.0%} must stay free; lower --context or {remedy}"
+        f"{human_bytes(needs.decode_bytes)}, constants {human_bytes(needs.constant_bytes)}"
+        f"{kept_free}; lower --context or {remedy}"
     )
 
 

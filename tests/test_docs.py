@@ -30,6 +30,16 @@ def test_the_page_of_commands_is_their_own_help() -> None:
     assert written == commands_page(), "run `make docs`"
 
 
+def test_every_option_is_explained() -> None:
+    context = click.Context(layerpack)
+    for name in layerpack.list_commands(context):
+        command = layerpack.get_command(context, name)
+        assert command is not None
+        for option in command.params:
+            if isinstance(option, click.Option):
+                assert option.help, f"layerpack {name} {option.opts[0]}"
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):

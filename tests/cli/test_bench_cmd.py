@@ -69,7 +69,6 @@ def test_json(run: Run, pack_of: PackOf) -> None:
         == {
             "name",
             "switches",
-            "document",
             "median_s",
             "min_s",
             "max_s",

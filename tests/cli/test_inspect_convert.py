@@ -23,8 +23,9 @@ from tiny import make_checkpoint, make_sharded
 from layerpack.cli import progress
 from layerpack.cli.main import main
 from layerpack.convert import ConvertOptions, convert, hub_errors
-from layerpack.convert.destination import PARTIAL_SUFFIX, Destination
+from layerpack.convert.destination import Destination
 from layerpack.convert.unfinished import read_unfinished
+from layerpack.formats.manifest import UNFINISHED_SUFFIX
 from layerpack.formats.pack import Pack
 
 Run = Callable[..., Any]
@@ -127,6 +128,26 @@ def interrupt(source: Path, out: Path, share: float) -> None:
 
     with pytest.raises(CutError):
         convert(str(source), out, ConvertOptions(), progress)
+
+
+@pytest.mark.parametrize("command", ["verify", "generate", "plan"])
+def test_commands_for_packs_say_that_one_is_unfinished(
+    sharded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    out = tmp_path / "out"
+    interrupt(sharded, out, 0.5)
+    prompt = ["--prompt", "a"] if command == "generate" else []
+    for empty in (False, True):
+        if empty:  # a target that is there and empty may be converted to
+            out.mkdir()
+        with pytest.raises(SystemExit) as ended:
+            main([command, str(out), *prompt])
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert ended.value.code == 1
+        assert said == (
+            f"layerpack: error: {out}: its conversion is not finished; run the same "
+            "`layerpack convert` command again (`layerpack inspect` shows how far it is)"
+        )
 
 
 def test_unfinished_work_is_told_from_both_names(
@@ -246,7 +267,7 @@ def test_the_root_directory_is_no_pack(target: str, inspect: Run) -> None:
 
 
 def test_nothing_but_the_suffix_is_no_unfinished_work(tmp_path: Path, inspect: Run) -> None:
-    place = tmp_path / PARTIAL_SUFFIX
+    place = tmp_path / UNFINISHED_SUFFIX
     place.mkdir()
     assert "no layerpack.json in it, so not a pack" in inspect(place, code=1)
 

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from layerpack.cli.main import main
+from layerpack.convert import ConvertOptions, convert
 
 
 def edit(**fields: Any) -> Callable[[Path], None]:
@@ -193,6 +194,18 @@ def test_names_of_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> 
     (tmp_path / "x.safetensors").write_text("x")
     check_fails([str(tmp_path / "x.safetensors"), out], "name the directory", capfd)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x.safetensors"]
+
+
+def test_a_compressed_pack_is_to_be_unpacked_first(
+    make_checkpoint: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    packed = tmp_path / "packed"
+    convert(str(make_checkpoint("llama")), packed, ConvertOptions(zstd_level=1))
+    check_fails(
+        [str(packed), str(tmp_path / "out")],
+        rf"error: {packed}: a compressed pack; expand it with `layerpack unpack`, and convert what",
+        capfd,
+    )
 
 
 def test_bad_targets_and_options(

@@ -220,7 +220,6 @@ def row_result(name: str, seconds: float, **fields: int) -> RowResult:
     return RowResult(
         name=name,
         switches="layerpack: somewhere",
-        document=None,
         median_s=seconds,
         min_s=seconds,
         max_s=seconds,
