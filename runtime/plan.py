@@ -280,10 +280,13 @@ def _too_little(
     available: int, where: str, needs: Needs, moving_bytes: int, limits: Limits
 ) -> CapacityError:
     wanted = needs.total_bytes + moving_bytes
-    remedy, margin, kept_free = "free some memory", 0.0, ""
+    remedy, margin, kept_free = " or free some memory", 0.0, ""
     if where == "VRAM":
-        capped = available == limits.vram_bytes  # else the device itself has no more
-        remedy = "raise --vram" if capped else "free some VRAM"
+        remedy = " or free some VRAM"
+        if available == limits.vram_bytes:
+            remedy = " or raise --vram"
+        elif limits.vram_bytes is not None:  # a draft has taken of it, or the device has no more
+            remedy = ", raise --vram or free some VRAM"
         margin, kept_free = _MARGIN, f", and {_MARGIN:.0%} must stay free"
     missing = int(wanted / (1 - margin)) + 1 - available
     return CapacityError(
@@ -291,7 +294,7 @@ def _too_little(
         f"way take {human_bytes(moving_bytes)}, KV cache {human_bytes(needs.cache_bytes)}, "
         f"activations {human_bytes(needs.activation_bytes)}, decoding "
         f"{human_bytes(needs.decode_bytes)}, constants {human_bytes(needs.constant_bytes)}"
-        f"{kept_free}; lower --context or {remedy}"
+        f"{kept_free}; lower --context{remedy}"
     )
 
 

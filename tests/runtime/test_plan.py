@@ -234,7 +234,7 @@ def test_as_many_slots_as_fit_come_before_resident_layers(free_mib: int, slots: 
             Limits(vram_bytes=2 * GIB),
             r"2\.1 GB of VRAM are 794\.0 MB too few: .*; lower --context or raise --vram$",
         ),
-        (2 * GIB, Limits(vram_bytes=8 * GIB), "; lower --context or free some VRAM$"),
+        (2 * GIB, Limits(vram_bytes=8 * GIB), "; lower --context, raise --vram or free some VRAM$"),
         (8 * GIB, Limits(vram_slices=60), r"60 layers take 28\.\d GB, but 5\.\d GB of VRAM"),
         (8 * GIB, Limits(host_slices=80), r"7\d layers take 3\d\.\d GB, but 16\.6 GB of host"),
         (None, Limits(vram_slices=3), r"^3 layers are to be kept in VRAM, which a CPU does not ha"),
