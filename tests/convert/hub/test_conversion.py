@@ -9,6 +9,7 @@ from hub_server import HubServer
 from hub_source import REPO, shards
 
 from layerpack.convert.api import convert
+from layerpack.convert.hub import HubSource
 from layerpack.convert.options import ConvertOptions
 from layerpack.formats.errors import HubError
 
@@ -41,6 +42,19 @@ def test_server_that_dies_in_mid_conversion_and_comes_back(
     convert(REPO, tmp_path / "out")
     for path in (tmp_path / "wanted").glob("*.safetensors"):
         assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_shards_are_deleted_on_the_way_also_behind_a_link(hub: HubServer, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to("disk")
+    most = 0
+
+    def progress(done_bytes: int, total_bytes: int) -> None:
+        nonlocal most
+        most = max(most, len(shards(tmp_path / "disk" / "out.layerpack-partial" / "source")))
+
+    manifest = convert(REPO, tmp_path / "link" / "out", None, progress)
+    assert 0 < most <= HubSource.max_held_files < len(manifest.source.files)
 
 
 def test_options_reach_the_source(hub: HubServer, tmp_path: Path) -> None:
