@@ -98,6 +98,8 @@ def _skipped(plan: ConversionPlan) -> dict[str, Any]:
         if item.action is Action.COPY and item.spec.name in linear
     ]
     output = plan.structure.output.removesuffix(".weight")
-    if plain == ([] if plan.structure.tied else [output]):
+    if plan.structure.tied:
+        plain.append(output)  # what it uses is the embedding's, so no item of its own
+    if plain == [output]:
         return {}
     return {"llm_int8_skip_modules": plain}
