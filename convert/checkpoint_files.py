@@ -36,8 +36,13 @@ _TORCH_NAMES = {"BF16": "bfloat16", "F16": "float16"}
 
 
 def is_copied(name: str) -> bool:
-    """Whether a checkpoint's file goes into the pack as it is: no weights, no code."""
-    return not name.endswith(".py") and any(fnmatch.fnmatchcase(name, p) for p in _COPIED)
+    """Whether a checkpoint's file goes into the pack as it is: no weights, no code.
+
+    Nor what a manifest cannot list, by its name.
+    """
+    if name.endswith(".py") or not name.isprintable():
+        return False
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in _COPIED)
 
 
 def copied_files(config_dir: Path) -> Iterable[tuple[str, bytes]]:

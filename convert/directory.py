@@ -43,7 +43,7 @@ class DirectorySource:
         except BaseException:
             self._close()
             raise
-        self.files = tuple(_facts(shard.path) for shard in self._shards.values())
+        self.files = tuple(_facts(file, shard.path) for file, shard in self._shards.items())
 
     def fetch(self, file: str, report: Callable[[int], None]) -> None:
         """Nothing to wait for: local files are readable."""
@@ -88,8 +88,9 @@ class DirectorySource:
         for file in files:
             if file not in names:
                 raise SourceError(f"{path / file}: named in {INDEX_NAME} but missing")
-            shard = self._shards[file] = Shard(path / file)
-            for name, tensor in source_tensors(file, shard).items():
+            listed = path_id(Path(file))
+            shard = self._shards[listed] = Shard(path / file)
+            for name, tensor in source_tensors(listed, shard).items():
                 if name in self.tensors:
                     raise SourceError(
                         f"{path / file}: tensor {name} is also in {self.tensors[name].file}"
@@ -110,10 +111,10 @@ def _read(path: Path) -> bytes:
         raise SourceError(f"{path}: cannot be read ({reason.strerror})") from reason
 
 
-def _facts(path: Path) -> SourceFileFacts:
+def _facts(file: str, path: Path) -> SourceFileFacts:
     stat = path.stat()
     return SourceFileFacts(
-        name=path.name,
+        name=file,
         file_bytes=stat.st_size,
         identity=f"{stat.st_size}:{stat.st_mtime_ns}",
     )
