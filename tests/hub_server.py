@@ -52,6 +52,7 @@ class Fault:
     headers: dict[str, str] = field(default_factory=dict)
     cut_after_bytes: int | None = None
     hook: Callable[[], None] | None = None
+    page: bytes | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +130,9 @@ class _Handler(BaseHTTPRequestHandler):
         fault = hub.take_fault(self.command, path)
         if fault and fault.hook:
             fault.hook()
+        if fault and fault.page is not None:
+            self._send(200, fault.page, {"Content-Type": "text/html"})
+            return
         if fault and fault.status:
             self._json({"error": "fault"}, fault.status, fault.headers)
             return
