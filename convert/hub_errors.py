@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from layerpack.convert.destination import is_full
+from layerpack.convert.hub_xet import is_xet_error
 from layerpack.formats.errors import DiskFullError, HubError, LayerpackError
 
 Result = TypeVar("Result")
@@ -51,6 +52,7 @@ def call_hub(
         except Exception as reason:
             if not _is_known(reason):
                 raise
+            check()
             is_final = not _is_transient(reason) or (is_first and _is_unreachable(reason))
             if wait_s is None or is_final:
                 raise _translated(what, reason) from reason
@@ -76,7 +78,7 @@ def _is_known(reason: Exception) -> bool:
     from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 
     known = (OSError, EntryNotFoundError, HFValidationError, _http().HTTPError, *_NOT_JSON)
-    return isinstance(reason, known)
+    return isinstance(reason, known) or is_xet_error(reason)
 
 
 def _status(reason: BaseException | None) -> int | None:
@@ -156,7 +158,7 @@ def _translated(what: str, reason: Exception) -> LayerpackError:
             "and run again"
         )
     else:
-        text = f"the download failed ({_first_line(reason)})"
+        text = f"the download failed ({_first_line(reason)}); run again"
     return HubError(f"{what}: {text}")
 
 
