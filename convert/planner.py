@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from layerpack.convert.dtypes import FLOAT_DTYPES
+from layerpack.convert.dtypes import FLOAT_DTYPES, FP8_SCALE_DTYPES
 from layerpack.convert.naming import FP8_SCALE, check_shapes, match_names, tied_copy
 from layerpack.convert.options import DEFAULT_BLOCK_SIZE, ConvertOptions
 from layerpack.convert.plan import Action, BlobPlan, ConversionPlan, Item
@@ -181,6 +181,10 @@ class _Planner:
             raise SourceError(
                 f"{self._where}: {scale.name} has the shape {list(scale.shape)} where "
                 f"{tensor.name} needs {list(wanted)}"
+            )
+        if scale.dtype not in FP8_SCALE_DTYPES:
+            raise UnsupportedError(
+                f"{self._where}: {scale.name} is {scale.dtype}, which are no scales of FP8 weights"
             )
 
     def _kept_spec(self, parameter: Parameter) -> Nf4Spec:
