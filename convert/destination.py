@@ -111,12 +111,14 @@ class Destination:
         """What is finished in the pack to be."""
         return sorted(self.pack.iterdir()) if self.pack.is_dir() else []
 
-    def discard(self) -> None:
-        """Throw away unfinished work, downloads included."""
+    def discard(self, *, in_use: Path | None = None) -> None:
+        """Throw away unfinished work, downloads included, but for what is `in_use` among them."""
         with _os_errors(self.partial):
             self.journal.unlink(missing_ok=True)
             shutil.rmtree(self.pack)
-            shutil.rmtree(self.scratch, ignore_errors=True)
+            for path in self.scratch.iterdir() if self.scratch.is_dir() else ():
+                if path != in_use:
+                    _remove(path)
             self.pack.mkdir()
 
     def check_space(

@@ -71,7 +71,7 @@ def find_done(
                 f"{destination.partial}: holds an unfinished conversion {_of_what(found, source)}, "
                 "remove the directory, or start over with --force"
             )
-        destination.discard()
+        destination.discard(in_use=source.config_dir)
         found = Progress()
     blobs = {
         blob.file: found.blobs[blob.file]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hub_server import HubServer
 from hub_source import REPO, shards
+from packs import differing
+from unfinished import partial_of, run_until
 
 from layerpack.convert.api import convert
 from layerpack.convert.hub import HubSource
@@ -55,6 +58,23 @@ def test_shards_are_deleted_on_the_way_also_behind_a_link(hub: HubServer, tmp_pa
 
     manifest = convert(REPO, tmp_path / "link" / "out", None, progress)
     assert 0 < most <= HubSource.max_held_files < len(manifest.source.files)
+
+
+def test_starting_over_keeps_what_was_just_fetched(hub: HubServer, tmp_path: Path) -> None:
+    out, options = tmp_path / "out", ConvertOptions(block_size=128)
+    run_until(REPO, out, 0.6)
+    left = shards(partial_of(out) / "source")
+    assert left
+    seen: list[Path] = []
+
+    def progress(done_bytes: int, total_bytes: int) -> None:
+        if not seen:
+            seen.extend(shards(partial_of(out) / "source"))
+
+    convert(REPO, out, replace(options, force=True), progress)
+    assert left[-1] not in seen
+    convert(REPO, tmp_path / "wanted", options)
+    assert not differing(out, tmp_path / "wanted")
 
 
 def test_options_reach_the_source(hub: HubServer, tmp_path: Path) -> None:
