@@ -13,6 +13,7 @@ from layerpack.convert.reading import weights_digest
 from layerpack.convert.shard import Shard, source_tensors
 from layerpack.convert.source import SourceFileFacts, SourceTensor, path_id, real_path
 from layerpack.formats.errors import SourceError
+from layerpack.formats.frame_table import FRAMES_SUFFIX
 
 
 class DirectorySource:
@@ -87,6 +88,10 @@ class DirectorySource:
             files = sorted(set(mapped.values()))
         for file in files:
             if file not in names:
+                if file + FRAMES_SUFFIX in names:
+                    raise SourceError(
+                        f"{path}: a compressed pack; run `layerpack unpack` on it first"
+                    )
                 raise SourceError(f"{path / file}: named in {INDEX_NAME} but missing")
             listed = path_id(Path(file))
             shard = self._shards[listed] = Shard(path / file)

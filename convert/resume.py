@@ -88,6 +88,9 @@ def _of_what(found: Progress, source: Source) -> str:
     """How unfinished work differs from what is asked for, and how it can be finished."""
     outline = parse_outline(found.about)
     if outline is None or outline.place == source.place:
+        before, now = outline and outline.source.revision, source.revision
+        if before and before != now:  # somebody changed the repository, if only its README
+            return f"of commit {before}, not of {now}; finish that one with --revision {before}"
         return "of another source, or with other options; finish that one"
     found_files = {file.name: file.file_bytes for file in outline.source.files}
     alike = found_files == {file.name: file.file_bytes for file in source.files}
