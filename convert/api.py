@@ -84,7 +84,7 @@ def convert(
             files = _write_small_files(plan, opened, destination)
             manifest = make_manifest(plan, done, opened, files)
             destination.write_file(pack.MANIFEST_NAME, dump_manifest(manifest))
-            destination.commit()
+            destination.commit(force=options.force)
         except OSError as reason:
             if is_full(reason):
                 raise destination.disk_full(

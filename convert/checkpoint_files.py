@@ -36,8 +36,13 @@ _TORCH_NAMES = {"BF16": "bfloat16", "F16": "float16"}
 
 
 def is_copied(name: str) -> bool:
-    """Whether a checkpoint's file goes into the pack as it is: no weights, no code."""
-    return not name.endswith(".py") and any(fnmatch.fnmatchcase(name, p) for p in _COPIED)
+    """Whether a checkpoint's file goes into the pack as it is: no weights, no code.
+
+    Nor what a manifest cannot list, by its name.
+    """
+    if name.endswith(".py") or not name.isprintable():
+        return False
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in _COPIED)
 
 
 def copied_files(config_dir: Path) -> Iterable[tuple[str, bytes]]:
@@ -98,6 +103,8 @@ def _skipped(plan: ConversionPlan) -> dict[str, Any]:
         if item.action is Action.COPY and item.spec.name in linear
     ]
     output = plan.structure.output.removesuffix(".weight")
-    if plain == ([] if plan.structure.tied else [output]):
+    if plan.structure.tied:
+        plain.append(output)  # what it uses is the embedding's, so no item of its own
+    if plain == [output]:
         return {}
     return {"llm_int8_skip_modules": plain}

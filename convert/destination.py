@@ -53,6 +53,11 @@ class Destination:
         if not os.access(parent, os.W_OK):
             raise TargetError(f"{parent}: not writable")
         if self.out.is_symlink() or self.out.exists():
+            if os.path.ismount(self.out):
+                raise TargetError(
+                    f"{self.out}: a mount point, which a finished pack cannot take the place of; "
+                    "name a directory inside it"
+                )
             if self.out.is_dir() and not self.out.is_symlink() and not any(self.out.iterdir()):
                 return
             if self.partial.is_dir() and not self.pack.exists():
@@ -67,9 +72,10 @@ class Destination:
 
     def refuse_source(self, source: Path | str) -> None:
         """Raises TargetError if the target is `source` (a path, or a Hub repo) or holds it."""
-        if not os.path.lexists(source):
+        path = Path(source).expanduser()
+        if not os.path.lexists(path):
             return  # a Hub repo
-        read, replaced = Path(os.path.realpath(source)), Path(os.path.realpath(self.out))
+        read, replaced = Path(os.path.realpath(path)), Path(os.path.realpath(self.out))
         if read == replaced:
             raise TargetError(f"{self.out}: is the source itself; name another target")
         if replaced in read.parents and self.out.is_dir():
@@ -83,7 +89,7 @@ class Destination:
         """
         with _os_errors(self.partial):
             self.pack.mkdir(parents=True, exist_ok=True)
-        lock = os.open(self.partial / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+            lock = os.open(self.partial / "lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
             if not _try_lock(lock):
                 raise TargetError(f"{self.partial}: another conversion is at work there")
@@ -104,12 +110,14 @@ class Destination:
         """What is finished in the pack to be."""
         return sorted(self.pack.iterdir()) if self.pack.is_dir() else []
 
-    def discard(self) -> None:
-        """Throw away unfinished work, downloads included."""
+    def discard(self, *, in_use: Path | None = None) -> None:
+        """Throw away unfinished work, downloads included, but for what is `in_use` among them."""
         with _os_errors(self.partial):
             self.journal.unlink(missing_ok=True)
             shutil.rmtree(self.pack)
-            shutil.rmtree(self.scratch, ignore_errors=True)
+            for path in self.scratch.iterdir() if self.scratch.is_dir() else ():
+                if path != in_use:
+                    _remove(path)
             self.pack.mkdir()
 
     def check_space(
@@ -164,15 +172,24 @@ class Destination:
             os.fsync(file.fileno())
         os.replace(temporary, self.pack / name)
 
-    def commit(self) -> None:
-        """Give the finished pack its name, in place of what stands there, and clean up."""
+    def commit(self, *, force: bool) -> None:
+        """Give the finished pack its name, in place of what stands there, and clean up.
+
+        Raises TargetError where that is nothing that may be replaced: it came during the work.
+        """
+        self.check_target(force=force)
         sync_directory(self.pack)
         replaced = self.partial / "replaced"
         with _os_errors(self.out):
-            if self.out.is_symlink() or self.out.exists():
-                _remove(replaced)
-                os.rename(self.out, replaced)
-            os.rename(self.pack, self.out)
+            _remove(replaced)
+            try:
+                if os.path.lexists(self.out):
+                    os.rename(self.out, replaced)
+                os.rename(self.pack, self.out)
+            except BaseException:  # Ctrl-C, too: what stood there must not go with the rest
+                if os.path.lexists(replaced) and not os.path.lexists(self.out):
+                    os.rename(replaced, self.out)
+                raise
             sync_directory(self.out.parent)
         shutil.rmtree(self.partial, ignore_errors=True)
 
@@ -189,19 +206,25 @@ def sync_directory(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as reason:
+        if reason.errno != errno.EINVAL:  # so say some network file systems, of directories only
+            raise
     finally:
         os.close(handle)
 
 
 def _try_lock(handle: int) -> bool:
+    """Whether no other process has the lock, as far as the system can tell."""
     try:
         import fcntl
     except ImportError:  # Windows: the user has to know
         return True
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         return False
+    except OSError:  # a file system without locks, as Lustre often is: as on Windows
+        return True
     return True
 
 

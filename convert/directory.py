@@ -44,7 +44,7 @@ class DirectorySource:
         except BaseException:
             self._close()
             raise
-        self.files = tuple(_facts(shard.path) for shard in self._shards.values())
+        self.files = tuple(_facts(file, shard.path) for file, shard in self._shards.items())
 
     def fetch(self, file: str, report: Callable[[int], None]) -> None:
         """Nothing to wait for: local files are readable."""
@@ -93,9 +93,14 @@ class DirectorySource:
                     "what comes out"
                 )
             if file not in names:
+                if file + FRAMES_SUFFIX in names:
+                    raise SourceError(
+                        f"{path}: a compressed pack; run `layerpack unpack` on it first"
+                    )
                 raise SourceError(f"{path / file}: named in {INDEX_NAME} but missing")
-            shard = self._shards[file] = Shard(path / file)
-            for name, tensor in source_tensors(file, shard).items():
+            listed = path_id(Path(file))
+            shard = self._shards[listed] = Shard(path / file)
+            for name, tensor in source_tensors(listed, shard).items():
                 if name in self.tensors:
                     raise SourceError(
                         f"{path / file}: tensor {name} is also in {self.tensors[name].file}"
@@ -116,10 +121,10 @@ def _read(path: Path) -> bytes:
         raise SourceError(f"{path}: cannot be read ({reason.strerror})") from reason
 
 
-def _facts(path: Path) -> SourceFileFacts:
+def _facts(file: str, path: Path) -> SourceFileFacts:
     stat = path.stat()
     return SourceFileFacts(
-        name=path.name,
+        name=file,
         file_bytes=stat.st_size,
         identity=f"{stat.st_size}:{stat.st_mtime_ns}",
     )

@@ -25,3 +25,6 @@ SAFETENSORS_DTYPES: dict[torch.dtype, str] = {dtype: name for name, dtype in TOR
 
 FLOAT_DTYPES = frozenset({"F64", "F32", "F16", "BF16"})
 """What a tensor that is not quantised may be stored in."""
+
+FP8_SCALE_DTYPES = FLOAT_DTYPES | {"F8_E8M0", "U8"}
+"""What the scales of FP8 weights may be stored in; U8 are the bytes of F8_E8M0."""

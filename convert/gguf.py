@@ -77,6 +77,7 @@ class GgufSource:
     def __init__(self, path: Path, directory: tempfile.TemporaryDirectory[str], gguf: Any) -> None:
         self.id, self.place = path_id(path), real_path(path)
         self._path, self._directory, self._gguf = path, directory, gguf
+        self._file_name = path_id(Path(path.name))
         reader = gguf.GGUFReader(path)
         _refuse(reader, path)
         self.config_dir = Path(directory.name)
@@ -93,7 +94,7 @@ class GgufSource:
         stat = path.stat()
         self.files = (
             SourceFileFacts(
-                name=path.name,
+                name=self._file_name,
                 file_bytes=stat.st_size,
                 identity=f"{stat.st_size}:{stat.st_mtime_ns}",
             ),
@@ -167,7 +168,7 @@ class GgufSource:
             name=name,
             dtype="BF16",
             shape=shape,
-            file=self._path.name,
+            file=self._file_name,
             offset_bytes=int(tensor.data_offset),
             length_bytes=int(tensor.n_bytes),
             whole_only=tensor.name not in _ROW_WISE,

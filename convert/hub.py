@@ -59,7 +59,8 @@ class HubSource:
         self.id = self.place = listing.repo
         self.revision = listing.commit
         self.config_dir = scratch / "config"
-        self._listing, self._scratch, self._keep_source = listing, scratch, keep_source
+        self._listing, self._keep_source = listing, keep_source
+        self._scratch = scratch.resolve()  # as huggingface_hub tells where a download is
         self._opened: dict[str, Shard] = {}
         self._digests: dict[str, str] = {}
         if CONFIG_NAME not in listing.files:

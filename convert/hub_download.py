@@ -11,6 +11,7 @@ from typing import Any
 
 from layerpack.convert.hub_client import Listing, RemoteFile
 from layerpack.convert.hub_errors import call_hub
+from layerpack.convert.hub_xet import ended_by
 from layerpack.formats.errors import DiskFullError, SourceError
 from layerpack.formats.header import TensorEntry, read_header
 from layerpack.formats.units import human_bytes
@@ -32,18 +33,22 @@ def download(
     from huggingface_hub import hf_hub_download
 
     progress = _Progress(report)
-    try:
-        path = call_hub(
-            f"{listing.repo}: {remote.name}",
-            lambda: hf_hub_download(
+
+    def check() -> None:
+        report(0)
+
+    def fetch() -> str:
+        with ended_by(check):
+            return hf_hub_download(
                 listing.repo,
                 remote.name,
                 revision=listing.commit,
                 local_dir=local_dir,
                 tqdm_class=progress.bar_class(),
-            ),
-            check=lambda: report(0),
-        )
+            )
+
+    try:
+        path = call_hub(f"{listing.repo}: {remote.name}", fetch, check=check)
     except DiskFullError as reason:
         place, free_bytes = _free_space(local_dir)
         raise DiskFullError(

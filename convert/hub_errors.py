@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 import importlib
+import json
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from layerpack.convert.destination import is_full
+from layerpack.convert.hub_xet import is_xet_error
 from layerpack.formats.errors import DiskFullError, HubError, LayerpackError
 
 Result = TypeVar("Result")
@@ -17,6 +19,8 @@ WAITS_S = (1.0, 3.0, 9.0, 27.0)
 LONGEST_WAIT_S = 120.0
 _CHECK_EVERY_S = 0.2
 _TRANSIENT = (408, 429, 500, 502, 503, 504)
+_NOT_JSON = (json.JSONDecodeError, UnicodeDecodeError)
+"""What an answer that was to be JSON ends in if it is none: the page of a proxy, or of a log-in."""
 
 
 def endpoint() -> str:
@@ -48,6 +52,7 @@ def call_hub(
         except Exception as reason:
             if not _is_known(reason):
                 raise
+            check()
             is_final = not _is_transient(reason) or (is_first and _is_unreachable(reason))
             if wait_s is None or is_final:
                 raise _translated(what, reason) from reason
@@ -72,7 +77,8 @@ def _http() -> Any:
 def _is_known(reason: Exception) -> bool:
     from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 
-    return isinstance(reason, (OSError, EntryNotFoundError, HFValidationError, _http().HTTPError))
+    known = (OSError, EntryNotFoundError, HFValidationError, _http().HTTPError, *_NOT_JSON)
+    return isinstance(reason, known) or is_xet_error(reason)
 
 
 def _status(reason: BaseException | None) -> int | None:
@@ -86,7 +92,7 @@ def _is_transient(reason: BaseException | None) -> bool:
     if isinstance(reason, LocalEntryNotFoundError):
         return _is_transient(reason.__cause__)
     if isinstance(reason, _http().TransportError):
-        return True
+        return not isinstance(reason, _http().UnsupportedProtocol)  # an address without https://
     if "Consistency check failed" in str(reason):  # the connection ended early, without an error
         return True
     return _status(reason) in (*_TRANSIENT, 416)  # 416: the file has become shorter meanwhile
@@ -116,7 +122,7 @@ def _translated(what: str, reason: Exception) -> LayerpackError:
         reason.__cause__, Exception
     ):
         reason = reason.__cause__
-    if isinstance(reason, OSError) and reason.errno == errno.ENOSPC:
+    if is_full(reason):
         return DiskFullError(f"{what}: no room left for the download; make room and run again")
     if isinstance(reason, errors.GatedRepoError):
         text = (
@@ -141,13 +147,18 @@ def _translated(what: str, reason: Exception) -> LayerpackError:
         text = f"not in the repository at {hub}"
     elif (status := _status(reason)) is not None:
         text = _of_status(status, hub)
+    elif isinstance(reason, _NOT_JSON):
+        text = (
+            f"{hub} answered with something else than a Hub does; check HF_ENDPOINT, and whether a "
+            "proxy or a log-in page stands between"
+        )
     elif isinstance(reason, _http().TransportError):
         text = (
             f"{hub} cannot be reached ({_first_line(reason)}){_nor_here(what)}; check the network "
             "and run again"
         )
     else:
-        text = f"the download failed ({_first_line(reason)})"
+        text = f"the download failed ({_first_line(reason)}); run again"
     return HubError(f"{what}: {text}")
 
 

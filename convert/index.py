@@ -30,11 +30,12 @@ def weight_map(raw: bytes, *, where: str) -> dict[str, str]:
 
 
 def which_weights(names: Collection[str], *, where: str) -> str:
-    """The index or the single file among a checkpoint's file names.
+    """The single file or the index among a checkpoint's file names; with both, as transformers
+    does, the file: a checkpoint that was saved anew in one keeps the index of its former shards.
 
     Raises SourceError if there is neither, saying so plainly where there is only a pickle.
     """
-    for wanted in (INDEX_NAME, SINGLE_NAME):
+    for wanted in (SINGLE_NAME, INDEX_NAME):
         if wanted in names:
             return wanted
     singles = sorted(name for name in names if name.endswith(".safetensors"))

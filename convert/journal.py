@@ -126,7 +126,9 @@ class Journal:
 
     def _append(self, line: bytes) -> None:
         with self._lock:
-            self._file.write(line)
+            left = memoryview(line)
+            while left.nbytes:  # of a full disk's last page a part may be taken, without an error
+                left = left[self._file.write(left) :]
             os.fsync(self._file.fileno())
 
 

@@ -47,8 +47,17 @@ def match_names(structure: Structure, names: Iterable[str], *, where: str) -> di
     return found
 
 
+def tied_copy(structure: Structure, names: Iterable[str]) -> str | None:
+    """The checkpoint's name of lm_head's weight where that is the embedding and stored as well."""
+    if not structure.tied:
+        return None
+    return next(
+        (name for name in names if structure.canonical_name(name) == structure.output), None
+    )
+
+
 def _may_be_ignored(name: str, structure: Structure) -> bool:
-    if structure.tied and structure.canonical_name(name) == structure.output:
+    if tied_copy(structure, [name]):
         return True
     return any(re.search(pattern, name) for pattern in structure.ignored)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -76,6 +76,8 @@ class PieceMaker:
         if task.part is not None:
             return self._kept(item, cut, task.part)
         tensor = self._weights.read(item, cut)
+        if item.same_as is not None:
+            self._check_same(item, item.same_as, cut, tensor)
         name, absmax = item.spec.name, None
         if item.action is Action.QUANTISE:
             codes, absmax = self._encoder.encode(tensor.reshape(-1))
@@ -95,6 +97,14 @@ class PieceMaker:
             ends_item=cut.is_last,
             absmax=absmax,
         )
+
+    def _check_same(self, item: Item, copy: str, cut: Cut, tensor: torch.Tensor) -> None:
+        """transformers does not tie two weights that differ, whatever config.json says."""
+        if not torch.equal(tensor, self._weights.read(replace(item, source=copy), cut)):
+            raise SourceError(
+                f"tensors {item.source} and {copy} differ, where config.json says that they are "
+                "one; set tie_word_embeddings in it to false, or remove the wrong one"
+            )
 
     def _kept(self, item: Item, cut: Cut, part: str) -> Piece:
         """A part of a weight that is NF4 already; what decides how it is read back is checked."""

@@ -27,6 +27,7 @@ class Item:
     """One parameter of a blob: `source` is its name in the checkpoint, `spec` how it is stored.
 
     `dtype` is the 16-bit type that it has for the model; `source_bytes` what is read for it.
+    `same_as` is the checkpoint's copy of an embedding that is lm_head, too: to be equal to it.
     """
 
     action: Action
@@ -34,6 +35,7 @@ class Item:
     spec: PlainSpec | Nf4Spec
     dtype: str
     source_bytes: int
+    same_as: str | None = None
 
     @property
     def part_names(self) -> tuple[str, ...]:

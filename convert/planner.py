@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-from layerpack.convert.dtypes import FLOAT_DTYPES
-from layerpack.convert.naming import FP8_SCALE, check_shapes, match_names
+from layerpack.convert.dtypes import FLOAT_DTYPES, FP8_SCALE_DTYPES
+from layerpack.convert.naming import FP8_SCALE, check_shapes, match_names, tied_copy
 from layerpack.convert.options import DEFAULT_BLOCK_SIZE, ConvertOptions
 from layerpack.convert.plan import Action, BlobPlan, ConversionPlan, Item
 from layerpack.convert.source import SourceTensor
@@ -70,6 +71,7 @@ class _Planner:
         self._structure, self._storage, self._tensors = structure, storage, tensors
         self._where = where
         self._found = match_names(structure, tensors, where=where)
+        self._tied_copy = tied_copy(structure, tensors)
         kept = [p for p in structure.parameters if self._found[p.name] + nf4.STATE in tensors]
         self._kept = {p.name: self._kept_spec(p) for p in kept}
         shapes = {
@@ -78,6 +80,9 @@ class _Planner:
             if name + nf4.STATE not in tensors
         }
         check_shapes(structure, self._found, shapes, where)
+        if self._tied_copy is not None:
+            copy = {structure.embedding: self._tied_copy}
+            check_shapes(structure, self._found | copy, shapes, where)
         self._block_size, self._double_quant = self._quantisation(options)
         self._head = options.nf4_head or structure.head in self._kept
         if options.nf4_head and structure.tied:
@@ -114,8 +119,9 @@ class _Planner:
         """Names of the checkpoint's tensors that an item is made from."""
         if item.action is Action.KEEP:
             return [item.source + part.removeprefix(item.spec.name) for part in item.part_names]
-        scale = item.source + FP8_SCALE
-        return [item.source, scale] if scale in self._tensors else [item.source]
+        names = [item.source] if item.same_as is None else [item.source, item.same_as]
+        scales = [name + FP8_SCALE for name in names if name + FP8_SCALE in self._tensors]
+        return names + scales
 
     def _item(self, parameter: Parameter) -> Item:
         source = self._found[parameter.name]
@@ -134,16 +140,15 @@ class _Planner:
         else:
             action = Action.COPY
             spec = PlainSpec(name=parameter.name, dtype=dtype, shape=parameter.shape)
-        item = Item(action=action, source=source, spec=spec, dtype=dtype, source_bytes=0)
+        same_as = self._tied_copy if parameter.name == self._structure.embedding else None
         if action is not Action.KEEP:
-            self._check_dtype(parameter, self._tensors[source])
-        return Item(
-            action=action,
-            source=source,
-            spec=spec,
-            dtype=dtype,
-            source_bytes=sum(self._tensors[name].length_bytes for name in self._read(item)),
+            for name in filter(None, (source, same_as)):
+                self._check_dtype(parameter, self._tensors[name])
+        item = Item(
+            action=action, source=source, spec=spec, dtype=dtype, source_bytes=0, same_as=same_as
         )
+        source_bytes = sum(self._tensors[name].length_bytes for name in self._read(item))
+        return replace(item, source_bytes=source_bytes)
 
     def _to_quantise(self, parameter: Parameter) -> bool:
         if not parameter.linear or parameter in self._structure.before:
@@ -176,6 +181,10 @@ class _Planner:
             raise SourceError(
                 f"{self._where}: {scale.name} has the shape {list(scale.shape)} where "
                 f"{tensor.name} needs {list(wanted)}"
+            )
+        if scale.dtype not in FP8_SCALE_DTYPES:
+            raise UnsupportedError(
+                f"{self._where}: {scale.name} is {scale.dtype}, which are no scales of FP8 weights"
             )
 
     def _kept_spec(self, parameter: Parameter) -> Nf4Spec:

@@ -71,7 +71,7 @@ def find_done(
                 f"{destination.partial}: holds an unfinished conversion {_of_what(found, source)}, "
                 "remove the directory, or start over with --force"
             )
-        destination.discard()
+        destination.discard(in_use=source.config_dir)
         found = Progress()
     blobs = {
         blob.file: found.blobs[blob.file]
@@ -88,6 +88,9 @@ def _of_what(found: Progress, source: Source) -> str:
     """How unfinished work differs from what is asked for, and how it can be finished."""
     outline = parse_outline(found.about)
     if outline is None or outline.place == source.place:
+        before, now = outline and outline.source.revision, source.revision
+        if before and before != now:  # somebody changed the repository, if only its README
+            return f"of commit {before}, not of {now}; finish that one with --revision {before}"
         return "of another source, or with other options; finish that one"
     found_files = {file.name: file.file_bytes for file in outline.source.files}
     alike = found_files == {file.name: file.file_bytes for file in source.files}

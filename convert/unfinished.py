@@ -5,6 +5,7 @@ Reads the journal and the directory, changes nothing, and takes no lock. Imports
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from dataclasses import dataclass
@@ -72,7 +73,10 @@ def read_unfinished(partial: Path) -> Unfinished:
     place = Destination(partial.with_name(partial.name.removesuffix(UNFINISHED_SUFFIX)))
     progress = read_journal(place.journal)
     outline = parse_outline(progress.about)
-    sizes = {path.name: path.stat().st_size for path in place.pack_files()}
+    sizes = {}
+    for path in place.pack_files():
+        with contextlib.suppress(FileNotFoundError):  # a running conversion renames them
+            sizes[path.name] = path.stat().st_size
     planned = outline.blobs if outline else {}
     done = tuple(
         file

@@ -60,7 +60,7 @@ def unpack(
             _copy_small_files(pack, destination)
             _expand_blobs(pack, destination, progress)
             destination.write_file(MANIFEST_NAME, index)
-            destination.commit()
+            destination.commit(force=force)
         except OSError as reason:
             if is_full(reason):
                 destination.discard()  # so that what is free then is what another run finds

@@ -92,6 +92,8 @@ class WeightReader:
             first, end = cut.rows
             block, columns = self._storage.fp8_block
             scale = self._source.read(scale_name, (first // block, -(-end // block)))
+            if scale.dtype == torch.uint8:  # exponents of 2, as F8_E8M0 has them
+                scale = (scale.float() - 127).exp2()
             scale = scale.float().repeat_interleave(block, 0)[: end - first]
             tensor = tensor.float() * scale.repeat_interleave(columns, 1)[:, : tensor.shape[1]]
         return tensor.to(TORCH_DTYPES[item.dtype])

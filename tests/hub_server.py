@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import threading
+import time
 import urllib.parse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,6 +28,8 @@ class Repo:
     gated: bool = False
     private: bool = False
     stated_sha256: dict[str, str] = field(default_factory=dict)
+    xet_status: int | None = None
+    """Large files are in Xet storage, which answers every question with this status."""
 
     def file(self, name: str) -> dict[str, Any]:
         content = (self.directory / name).read_bytes()
@@ -52,6 +55,7 @@ class Fault:
     headers: dict[str, str] = field(default_factory=dict)
     cut_after_bytes: int | None = None
     hook: Callable[[], None] | None = None
+    page: bytes | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +133,9 @@ class _Handler(BaseHTTPRequestHandler):
         fault = hub.take_fault(self.command, path)
         if fault and fault.hook:
             fault.hook()
+        if fault and fault.page is not None:
+            self._send(200, fault.page, {"Content-Type": "text/html"})
+            return
         if fault and fault.status:
             self._json({"error": "fault"}, fault.status, fault.headers)
             return
@@ -136,6 +143,13 @@ class _Handler(BaseHTTPRequestHandler):
             self._info(match[1], match[2] or "main")
         elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             self._resolve(match[1], match[2], match[3])
+        elif re.fullmatch(r"/xet-token", path):
+            in_an_hour = str(int(time.time()) + 3600)
+            headers = {"X-Xet-Cas-Url": hub.url, "X-Xet-Access-Token": "t"}
+            self._send(200, b"", {**headers, "X-Xet-Token-Expiration": in_an_hour})
+        elif re.match(r"/v\d/", path):
+            (status,) = {repo.xet_status for repo in hub.repos.values()}
+            self._send(status or 404, b"", {})
         elif match := re.fullmatch(r"/cdn/([^/]+/[^/]+)/(.+)", path):
             self._content(hub.repos[match[1]], match[2], fault)
         else:
@@ -200,6 +214,9 @@ class _Handler(BaseHTTPRequestHandler):
                 "X-Linked-ETag": f'"{entry["lfs"]["sha256"]}"',
                 "Location": f"{self.server_of.cdn_url}/cdn/{name}/{file}",
             }
+            if repo.xet_status is not None:
+                headers["X-Xet-Hash"] = entry["lfs"]["sha256"]
+                headers["X-Xet-Refresh-Route"] = f"{self.server_of.url}/xet-token"
             self._send(302, b"", headers)
         else:
             self._content(repo, file, None, {**headers, "ETag": f'"{entry["blobId"]}"'})

@@ -19,7 +19,7 @@ def partial_of(out: Path) -> Path:
     return out.with_name(out.name + ".layerpack-partial")
 
 
-def run_until(source: Path, out: Path, share: float, **options: Any) -> None:
+def run_until(source: Path | str, out: Path, share: float, **options: Any) -> None:
     """Convert, but stop with an error after `share` of the bytes."""
 
     def progress(done_bytes: int, total_bytes: int) -> None:

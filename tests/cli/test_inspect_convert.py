@@ -188,6 +188,8 @@ def test_a_running_conversion_is_told_apart(sharded: Path, tmp_path: Path, inspe
         assert shown["running"] is True and shown["blobs"] == {}
         assert "nothing is done yet" in inspect(tmp_path / "out", text=True)
     interrupt(sharded, tmp_path / "out", 0.5)
+    # Listed, and gone when it is looked at: as what a running one renames in between.
+    (place.pack / "layer-004.safetensors.partial").symlink_to("gone")
     assert read_unfinished(place.partial).running is False
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from layerpack.convert import gguf as gguf_source
 from layerpack.convert.api import convert
 from layerpack.convert.gguf import GgufSource
 from layerpack.formats.errors import SourceError, UnsupportedError
+from layerpack.formats.pack import Pack
 
 gguf = pytest.importorskip("gguf")
 
@@ -186,3 +188,12 @@ def test_without_the_package_the_extra_is_named(
     monkeypatch.setitem(__import__("sys").modules, "gguf", None)
     with pytest.raises(SourceError, match=r"pip install layerpack\[gguf\]"):
         GgufSource.open(path)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names of bytes")
+@pytest.mark.parametrize("name", ["two words.gguf", "li\nnes.gguf", os.fsdecode(b"m\xff.gguf")])
+def test_any_name_of_a_file_will_do(tmp_path: Path, name: str) -> None:
+    path = write_gguf(tmp_path / "m.gguf").rename(tmp_path / name)
+    (listed,) = convert(str(path), tmp_path / "out").source.files
+    assert listed.name == os.fsencode(name).decode("utf-8", "replace")
+    assert Pack.open(tmp_path / "out").manifest.source.files == (listed,)

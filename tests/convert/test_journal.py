@@ -98,6 +98,20 @@ def test_opening_heals_a_torn_line(tmp_path: Path) -> None:
     assert read_journal(path).blobs == {blob.file: blob for blob in BLOBS}
 
 
+def test_a_line_that_the_disk_took_in_part_is_an_error(small_disk: Path) -> None:
+    path, noted = small_disk / "journal", []
+    with Journal(path, "run", Progress()) as journal:
+        with open(small_disk / "filler", "wb", buffering=0) as filler, pytest.raises(OSError):
+            while True:
+                filler.write(bytes(4096))
+        with pytest.raises(OSError):
+            for index in range(99):
+                journal.source_digest(f"file-{index}", "sha256:" + "0" * 64)
+                noted.append(f"file-{index}")
+    assert noted
+    assert sorted(read_journal(path).source_digests) == sorted(noted)
+
+
 def test_what_a_run_is_about_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     with Journal(path, "run", Progress(about={"id": "org/name"})) as journal:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from packs import differing
+from transformers import AutoModelForCausalLM
 
 from layerpack.convert import convert
 from layerpack.convert.directory import DirectorySource
 from layerpack.convert.options import ConvertOptions
 from layerpack.formats.errors import HubError
+from layerpack.formats.pack import Pack
 
 
 class Watched(DirectorySource):
@@ -78,3 +82,32 @@ def test_a_dropped_line_keeps_what_is_done_and_fetches_the_rest(
     again = convert_watched(monkeypatch, source, tmp_path / "out", held=2)
     assert len(again.fetched) < len(again.files)
     assert not differing(tmp_path / "whole", tmp_path / "out")
+
+
+def test_one_file_goes_before_the_index_of_former_shards_as_in_transformers(
+    make_checkpoint: Any, tmp_path: Path
+) -> None:
+    source = make_checkpoint("llama")
+    model = AutoModelForCausalLM.from_pretrained(source)
+    with torch.no_grad():
+        model.model.norm.weight.mul_(3)
+    model.save_pretrained(source)
+    assert (source / "model.safetensors.index.json").is_file()
+    convert(str(source), tmp_path / "out")
+    model.save_pretrained(tmp_path / "anew")
+    convert(str(tmp_path / "anew"), tmp_path / "wanted")
+    assert differing(tmp_path / "wanted", tmp_path / "out") == ["layerpack.json"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names of bytes")
+def test_names_that_no_manifest_can_hold(make_checkpoint: Any, tmp_path: Path) -> None:
+    source = make_checkpoint("llama", max_shard_size="1GB")
+    os.rename(source / "model.safetensors", os.fsencode(source) + b"/m\xff.safetensors")
+    (source / "LICENSE").write_text("to be copied")
+    for name in (b"LICENSE\xff", b"NOTICE\n", "LICENSE\u3000".encode()):
+        Path(os.fsdecode(os.fsencode(source) + b"/" + name)).write_text("left out")
+    convert(str(source), tmp_path / "out")
+    manifest = Pack.open(tmp_path / "out").manifest
+    assert [file.name for file in manifest.source.files] == ["m\ufffd.safetensors"]
+    assert [file.name for file in manifest.files if file.name.isupper()] == ["LICENSE"]
+    assert not list((tmp_path / "out").glob("NOTICE*"))

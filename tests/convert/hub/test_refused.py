@@ -59,6 +59,24 @@ def test_no_network(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert not waits  # a name that is mistyped must not take a minute to be told
 
 
+def test_an_address_without_its_scheme_is_told_at_once(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(hub_errors, "_wait", lambda wait_s, check: waits.append(wait_s))
+    monkeypatch.setattr(constants, "ENDPOINT", "hub.example")
+    text = message_of(lambda: open_hub(tmp_path))
+    assert "hub.example cannot be reached" in text and "'https://'" in text
+    assert not waits
+
+
+@pytest.mark.parametrize("page", [b"<html>Log in, please</html>", b"\xff\xfe\xff"])
+def test_a_page_that_is_no_answer_of_a_hub(hub: HubServer, tmp_path: Path, page: bytes) -> None:
+    hub.fail("^/api/models/", page=page)
+    text = message_of(lambda: open_hub(tmp_path))
+    assert f"{REPO}: {hub.url} answered with something else than a Hub does; check" in text
+
+
 def test_a_line_that_swallows_the_question(
     hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
