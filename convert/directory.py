@@ -93,10 +93,6 @@ class DirectorySource:
                     "what comes out"
                 )
             if file not in names:
-                if file + FRAMES_SUFFIX in names:
-                    raise SourceError(
-                        f"{path}: a compressed pack; run `layerpack unpack` on it first"
-                    )
                 raise SourceError(f"{path / file}: named in {INDEX_NAME} but missing")
             listed = path_id(Path(file))
             shard = self._shards[listed] = Shard(path / file)
