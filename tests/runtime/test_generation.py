@@ -55,6 +55,6 @@ def test_a_pack_without_generation_config_ends_by_its_config(pack: Path) -> None
 )
 def test_a_generation_config_that_is_none_is_named(pack: Path, text: str, words: str) -> None:
     (pack / "generation_config.json").write_text(text)
-    with pytest.raises(PackError, match=f"generation_config.json: {words}.*; convert again"):
-        with Model.open(pack, ON_CPU):
-            pass
+    named = pytest.raises(PackError, match=f"generation_config.json: {words}.*; convert again")
+    with named, Model.open(pack, ON_CPU):
+        pytest.fail("it is open")
