@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 _END = object()
 
 
-def iterate(generate: Callable[[Callable[[str], None]], Any]) -> Iterator[str]:
+def iterate(generate: Callable[[Callable[[str], None]], Any]) -> Generator[str, None, None]:
     """The pieces that `generate(on_text)` hands to `on_text`, as they come.
 
     An error of `generate` is raised here. Closing the iterator early (leaving its loop does)
