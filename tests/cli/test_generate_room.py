@@ -20,8 +20,8 @@ from layerpack.cli.generate_room import Room, open_with_room
 from layerpack.convert.api import convert
 from layerpack.formats.errors import PromptError
 from layerpack.formats.pack import Pack
-from layerpack.runtime import GenerateOptions, Model, OpenOptions, open_draft
-from layerpack.runtime.draft import Draft
+from layerpack.runtime import GenerateOptions, Model, OpenOptions
+from layerpack.runtime.draft import Draft, load_draft
 from layerpack.runtime.prompt import encode_prompt, most_tokens
 from layerpack.runtime.tokenizer import load_tokenizer
 from layerpack.runtime.trace import NO_TRACE
@@ -107,15 +107,14 @@ def test_one_draft_at_a_time_is_in_memory(
     room = Room(Pack.open(pack), "hello", GenerateOptions(max_new_tokens=8), reserved=None)
     monkeypatch.setattr(room, "context_tokens", 10)
     drafts: list[weakref.ref[Any]] = []
-    load = open_draft.load_draft
 
     def noted(name: str, **where: Any) -> Draft:
         assert [draft for draft in drafts if draft() is not None] == []
-        draft = load(name, **where)
+        draft = load_draft(name, **where)
         drafts.append(weakref.ref(draft.network))
         return draft
 
-    monkeypatch.setattr(open_draft, "load_draft", noted)
+    monkeypatch.setattr("layerpack.runtime.open_draft.load_draft", noted)
     opening = OpenOptions(device="cpu", context_tokens=10, draft=str(checkpoint_of("llama")))
     with ExitStack() as stack:
         gc.disable()  # as the command does while it opens
