@@ -135,6 +135,8 @@ class Model:
                 trace=trace,
             )
         )
+        # Twice: Ctrl-C may come as the first one begins, and the second then does all of it.
+        stack.callback(opening.close)
         stack.callback(opening.close)
         opening.start()
         with memory_errors("opening the model", chosen):

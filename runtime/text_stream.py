@@ -7,6 +7,8 @@ import threading
 from collections.abc import Callable, Generator
 from typing import Any
 
+from layerpack.runtime.interrupts import deferred_interrupts
+
 _END = object()
 
 
@@ -34,16 +36,18 @@ def iterate(generate: Callable[[Callable[[str], None]], Any]) -> Generator[str, 
             pieces.put(_END)
 
     thread = threading.Thread(target=work, name="layerpack-generate", daemon=True)
-    thread.start()
     ended = False
     try:
+        with deferred_interrupts():
+            thread.start()
         while (piece := pieces.get()) is not _END:
             yield piece
         ended = True
     finally:
         stopping.set()
-        while not ended:
-            ended = pieces.get() is _END
-        thread.join()
+        if thread.ident is not None:
+            while not ended:
+                ended = pieces.get() is _END
+            thread.join()
     if errors:
         raise errors[0]

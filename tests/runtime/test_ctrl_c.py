@@ -95,6 +95,44 @@ def test_ctrl_c_while_generating_ends_the_text(
         assert again.token_ids == whole.token_ids
 
 
+def test_ctrl_c_as_closing_begins_still_closes(pack: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before it is held back."""
+    held_back = opening.deferred_interrupts
+    with nothing_left(pack), pytest.raises(KeyboardInterrupt), Model.open(pack, FROM_DISK) as m:
+        with torch.no_grad():
+            m.network(IDS)
+        monkeypatch.setattr(opening, "deferred_interrupts", after_interrupt(held_back))
+
+
+@pytest.mark.parametrize("name", ["layerpack-open", "layerpack-read-0", "layerpack-generate"])
+def test_ctrl_c_while_a_thread_begins_ends_it(
+    pack: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """It has no identity yet by which whoever closes could know that it runs."""
+    wait = threading.Event.wait
+
+    def interrupted(self: threading.Event, timeout: float | None = None) -> bool:
+        if self is started[-1]:
+            started.append(threading.Event())
+            interrupt()
+        return wait(self, timeout)
+
+    started: list[threading.Event] = [threading.Event()]
+    start = threading.Thread.start
+
+    def noted(self: threading.Thread) -> None:
+        if self.name == name and len(started) == 1:
+            started.append(self._started)  # type: ignore[attr-defined]
+        start(self)
+
+    logits_of(pack, FROM_DISK)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", noted)
+        patch.setattr(threading.Event, "wait", interrupted)
+        with nothing_left(pack), pytest.raises(KeyboardInterrupt), Model.open(pack, FROM_DISK) as m:
+            list(m.stream("hello", GenerateOptions(max_new_tokens=100)))
+
+
 @pytest.mark.parametrize("name", ["stop", "_halt"])
 def test_ctrl_c_while_closing_still_closes(
     pack: Path, monkeypatch: pytest.MonkeyPatch, name: str
