@@ -16,6 +16,7 @@ from layerpack.formats.nf4 import SUFFIXES
 from layerpack.formats.pack import Pack
 from layerpack.formats.text import without_path
 from layerpack.runtime.bind import TORCH_DTYPES
+from layerpack.runtime.interrupts import deferred_interrupts
 from layerpack.runtime.linear import Nf4Linear
 
 
@@ -33,7 +34,8 @@ def build_skeleton(pack: Pack, *, device: torch.device, attention: str = "sdpa")
         config = transformers.AutoConfig.from_pretrained(pack.path, trust_remote_code=False)
         if hasattr(config, "quantization_config"):
             del config.quantization_config  # else transformers would swap the layers itself
-        with torch.device("meta"):
+        # Ctrl-C as the block ends would leave all of torch on the meta device.
+        with deferred_interrupts(), torch.device("meta"):
             model = transformers.AutoModelForCausalLM.from_config(
                 config,
                 dtype=TORCH_DTYPES[manifest.model.dtype],

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import queue
 import threading
 from collections.abc import Callable, Generator
+from queue import SimpleQueue
 from typing import Any
 
 from layerpack.runtime.interrupts import deferred_interrupts
@@ -18,11 +18,14 @@ def iterate(generate: Callable[[Callable[[str], None]], Any]) -> Generator[str, 
     An error of `generate` is raised here. Closing the iterator early (leaving its loop does)
     stops the generation at its next piece of text and waits for that.
     """
-    pieces: queue.Queue[Any] = queue.Queue(maxsize=1)
+    # Simple queues alone: Ctrl-C in the middle of another one can leave its lock taken for good.
+    pieces: SimpleQueue[Any] = SimpleQueue()
+    room: SimpleQueue[None] = SimpleQueue()
     stopping = threading.Event()
     errors: list[BaseException] = []
 
     def on_text(piece: str) -> None:
+        room.get()
         if stopping.is_set():
             raise KeyboardInterrupt  # what ends a generation early, in good order
         pieces.put(piece)
@@ -36,18 +39,19 @@ def iterate(generate: Callable[[Callable[[str], None]], Any]) -> Generator[str, 
             pieces.put(_END)
 
     thread = threading.Thread(target=work, name="layerpack-generate", daemon=True)
-    ended = False
     try:
         with deferred_interrupts():
             thread.start()
-        while (piece := pieces.get()) is not _END:
+        room.put(None)  # one piece ahead
+        while True:
+            room.put(None)
+            if (piece := pieces.get()) is _END:
+                break
             yield piece
-        ended = True
     finally:
         stopping.set()
+        room.put(None)
         if thread.ident is not None:
-            while not ended:
-                ended = pieces.get() is _END
             thread.join()
     if errors:
         raise errors[0]
