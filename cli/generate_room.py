@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -83,9 +84,13 @@ def open_with_room(
     stack: contextlib.ExitStack, path: Path, opening: OpenOptions, room: Room, trace: Trace
 ) -> Model:
     """The open model, given to `stack`, its prompt counted. Raises what `Model.open` does."""
-    try:
+    model = None
+    with contextlib.suppress(NoRoomError):
         model = stack.enter_context(Model.open(path, opening, trace=trace, meanwhile=room.check))
-    except NoRoomError:
+    if model is None:
+        # Not while the error is handled: its frames, and those that imports left behind, hold on
+        # to the first opening's draft, and there may be no room for two.
+        gc.collect()
         enough = replace(opening, context_tokens=room.needed_tokens)
         model = stack.enter_context(Model.open(path, enough, trace=trace))
     model.tokenizer = room.tokenizer

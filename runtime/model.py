@@ -6,12 +6,14 @@ import contextlib
 import functools
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+import weakref
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from layerpack.formats.errors import StreamError
 from layerpack.formats.pack import Pack
 from layerpack.runtime.device_errors import device_errors
 from layerpack.runtime.draft import Draft
@@ -64,6 +66,7 @@ class Model:
         self.draft = draft
         self.reserved_tokens = reserved_tokens
         self._trace = trace
+        self._streams: weakref.WeakSet[Generator[str, None, None]] = weakref.WeakSet()
 
     @classmethod
     @contextlib.contextmanager
@@ -92,8 +95,11 @@ class Model:
             try:
                 yield model
             finally:
-                # Its layers see the slots: let go of their memory, and of the draft's.
-                model.network = model.draft = None
+                try:
+                    model._end_streams()
+                finally:
+                    # Its layers see the slots: let go of their memory, and of the draft's.
+                    model.network = model.draft = None
 
     @classmethod
     def _opened(
@@ -129,6 +135,8 @@ class Model:
                 trace=trace,
             )
         )
+        # Twice: Ctrl-C may come as the first one begins, and the second then does all of it.
+        stack.callback(opening.close)
         stack.callback(opening.close)
         opening.start()
         with memory_errors("opening the model", chosen):
@@ -190,6 +198,7 @@ class Model:
         the generation early: what there is comes back, with `finish` "interrupted". Raises
         PromptError, StreamError.
         """
+        self._require_open()
         return run_generation(
             self.network,
             self.tokenizer,
@@ -207,9 +216,10 @@ class Model:
     ) -> Iterator[str]:
         """The text piece by piece, each as soon as it is certain; raises what `generate` does.
 
-        Passes run in a thread, one piece ahead at most. A loop left early ends the generation;
-        an iterator that is kept must be closed before the model is.
+        Passes run in a thread, one piece ahead at most. A loop left early ends the generation, as
+        does closing the model.
         """
+        self._require_open()
         device = self.network.device
 
         @device_errors("in a pass")
@@ -218,7 +228,19 @@ class Model:
                 torch.cuda.set_device(device)  # each thread has a current device of its own
             self.generate(prompt, options, on_text=on_text)
 
-        return iterate(run)
+        pieces = iterate(run)
+        self._streams.add(pieces)
+        return pieces
+
+    def _require_open(self) -> None:
+        if self.network is None:
+            raise StreamError("the model is closed; open it again")
+
+    def _end_streams(self) -> None:
+        """Those that somebody, the frames of an error for one, still holds; waits."""
+        for pieces in list(self._streams):
+            with contextlib.suppress(ValueError):  # another thread reads it at this moment
+                pieces.close()
 
 
 def _open_weights(

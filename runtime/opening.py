@@ -13,7 +13,7 @@ _JOIN_S = 90.0  # more than the watchdog that ends a read, so its error is the o
 
 
 class Opening:
-    """started -result-> weights in use -close-> closed; `close` is right at any time, once.
+    """started -result-> weights in use -close-> closed; `close` is right at any time.
 
     Whatever happens between, Ctrl-C too, `close` ends the loading, joins the thread, and closes
     the weights if there are any.
@@ -29,7 +29,8 @@ class Opening:
 
     def start(self) -> None:
         """Begin to map, register and load."""
-        self._thread.start()
+        with deferred_interrupts():  # a thread is either known to have begun, or has not
+            self._thread.start()
 
     def result(self) -> Weights:
         """The open weights; waits. Raises what opening them raised."""

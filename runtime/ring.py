@@ -93,8 +93,9 @@ class ReadRing:
 
     def start(self) -> None:
         """Begin to read ahead, as far as there are buffers."""
-        for thread in self._threads:
-            thread.start()
+        with deferred_interrupts():
+            for thread in self._threads:
+                thread.start()
 
     def take(self, *, timeout_s: float) -> tuple[Piece, memoryview]:
         """The next ticket's piece and its bytes; waits. The buffer is the caller's until `release`.

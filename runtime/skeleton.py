@@ -11,9 +11,12 @@ import torch
 from torch import nn
 
 from layerpack.formats.errors import PackError
+from layerpack.formats.jsontext import parse_json
 from layerpack.formats.nf4 import SUFFIXES
 from layerpack.formats.pack import Pack
+from layerpack.formats.text import without_path
 from layerpack.runtime.bind import TORCH_DTYPES
+from layerpack.runtime.interrupts import deferred_interrupts
 from layerpack.runtime.linear import Nf4Linear
 
 
@@ -31,7 +34,8 @@ def build_skeleton(pack: Pack, *, device: torch.device, attention: str = "sdpa")
         config = transformers.AutoConfig.from_pretrained(pack.path, trust_remote_code=False)
         if hasattr(config, "quantization_config"):
             del config.quantization_config  # else transformers would swap the layers itself
-        with torch.device("meta"):
+        # Ctrl-C as the block ends would leave all of torch on the meta device.
+        with deferred_interrupts(), torch.device("meta"):
             model = transformers.AutoModelForCausalLM.from_config(
                 config,
                 dtype=TORCH_DTYPES[manifest.model.dtype],
@@ -52,6 +56,7 @@ def build_skeleton(pack: Pack, *, device: torch.device, attention: str = "sdpa")
         )
     _check_names(model, pack)
     _fill_buffers(model, device)
+    _take_end_tokens(model, pack)
     return model.eval()
 
 
@@ -103,6 +108,32 @@ def _check_names(model: Any, pack: Pack) -> None:
     for name in stored:
         if name not in wanted and name not in constants:
             raise PackError(f"{name}: in the pack, but the model of config.json has no such weight")
+
+
+def _take_end_tokens(model: Any, pack: Pack) -> None:
+    """What begins, pads and ends a text by generation_config.json, where the pack has one.
+
+    Chat models often name more ends there than config.json does (Phi-3: <|end|>), and transformers
+    reads only the latter for a model without weights. How to sample is for whoever generates.
+    """
+    path = pack.path / "generation_config.json"
+    if not path.is_file():
+        return
+    try:
+        found = parse_json(path.read_bytes())
+    except (OSError, ValueError) as reason:
+        raise PackError(
+            f"{path}: not usable ({without_path(reason, path)}); convert again"
+        ) from reason
+    if not isinstance(found, dict):
+        raise PackError(f"{path}: not a JSON object; convert again")
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        if (ids := found.get(name)) in (None, []):
+            continue
+        several = name == "eos_token_id" and isinstance(ids, list)
+        if not all(type(one) is int for one in (ids if several else [ids])):
+            raise PackError(f"{path}: {name} is no token id: {ids!r}; convert again")
+        setattr(model.generation_config, name, ids)
 
 
 def _fill_buffers(model: Any, device: torch.device) -> None:

@@ -86,6 +86,8 @@ def pass_slices(pack: Pack, *, max_head_bytes: int | None = None) -> tuple[Slice
     row_bytes = weight.length_bytes // num_rows
     for number, first in enumerate(range(0, num_rows, rows_each)):
         last = min(first + rows_each, num_rows)
+        # A row of an odd number of NF4 codes ends inside a byte: such a matrix is not cut.
+        end = weight.length_bytes if last == num_rows else last * row_bytes
         slices.append(
             Slice(
                 index=len(slices),
@@ -93,7 +95,7 @@ def pass_slices(pack: Pack, *, max_head_bytes: int | None = None) -> tuple[Slice
                 number=number,
                 path=pack.blob_path(blob),
                 offset_bytes=weight.offset_bytes + first * row_bytes,
-                length_bytes=(last - first) * row_bytes,
+                length_bytes=end - first * row_bytes,
                 rows=(first, last),
                 frames=blob.frames,
             )

@@ -15,6 +15,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from queue import Empty, SimpleQueue
 from types import TracebackType
 
 import torch
@@ -64,7 +65,6 @@ class WeightStream:
         self._watchdog_s = watchdog_s
         self._trace = trace
         self._num_slots = len(lane.slots)
-        self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._ring: ReadRing | None = None
         # Between passes that broke off and the next one the stream is not in order: an error or
@@ -74,9 +74,14 @@ class WeightStream:
         self._reset(0)
 
     def _reset(self, place: int) -> None:
-        # Counts of slices since the start at `place`; all but _acquired are guarded by _changed.
+        # Counts of slices since the start at `place`, each written by one thread.
         self._start = place
         self._issued = self._released = self._acquired = 0
+        # Tokens between forward pass and feeder: one for each free slot, one for each slice that
+        # was issued, and one to end a wait. Not a Condition: Ctrl-C can come between taking its
+        # lock and entering the block, and the lock is then never given back.
+        self._free: SimpleQueue[None] = SimpleQueue()
+        self._ready: SimpleQueue[None] = SimpleQueue()
         self._moved_s = time.monotonic()
         self._error: BaseException | None = None
         self._stopping = False
@@ -110,7 +115,7 @@ class WeightStream:
             self._start_over(place)
         self._in_order = False
         begin_s = time.perf_counter()
-        if self._issued <= self._acquired:
+        if self._thread is not None:
             self._await_issue(place)
         slot = self._acquired % self._num_slots
         self._lane.wait_ready(slot)
@@ -123,17 +128,19 @@ class WeightStream:
         # The ring's own watchdog is the first to bark when the disk stands still.
         patience_s = 2 * self._watchdog_s
         begin_s = time.monotonic()
-        with self._changed:
-            while self._issued <= self._acquired:
-                if self._error is not None:
-                    self._raise()
-                left_s = max(begin_s, self._moved_s) + patience_s - time.monotonic()
+        while True:
+            left_s = max(begin_s, self._moved_s) + patience_s - time.monotonic()
+            try:
+                self._ready.get(timeout=max(0.0, left_s))
+                break
+            except Empty:
                 if left_s <= 0:
                     raise StalledError(
                         f"{self._slices[place].title}: no byte was copied to the device within "
                         f"{patience_s:.0f} s; the copy stage stands still"
-                    )
-                self._changed.wait(left_s)
+                    ) from None
+        if self._issued <= self._acquired:
+            self._raise()
 
     def release(self) -> None:
         """Give back the slot acquired last, once the computation ordered so far has run.
@@ -142,13 +149,11 @@ class WeightStream:
         """
         self._in_order = False
         self._lane.mark_free((self._acquired - 1) % self._num_slots)
+        self._released = self._acquired
         if self._thread is None:
-            self._released = self._acquired
             self._order(self._issued)
         else:
-            with self._changed:
-                self._released = self._acquired
-                self._changed.notify_all()
+            self._free.put(None)
         self._in_order = True
 
     def _order(self, sequence: int) -> None:
@@ -187,6 +192,8 @@ class WeightStream:
         assert self._make_ring is not None, "slices on disk need a ring"
         self._ring = self._make_ring(self._piece_order())
         self._ring.start()
+        for _ in range(self._num_slots):
+            self._free.put(None)
         self._thread = threading.Thread(target=self._feed, name="layerpack-feed", daemon=True)
         self._thread.start()
 
@@ -208,9 +215,8 @@ class WeightStream:
         with deferred_interrupts():
             if self._stuck is not None:
                 raise StalledError(str(self._stuck)) from self._stuck
-            with self._changed:
-                self._stopping = True
-                self._changed.notify_all()
+            self._stopping = True
+            self._free.put(None)
             ring, self._ring = self._ring, None
             thread, self._thread = self._thread, None
             try:
@@ -230,22 +236,18 @@ class WeightStream:
     def _feed(self) -> None:
         try:
             sequence = 0
-            while self._await_slot(sequence):
+            while self._await_slot():
                 self._copy(sequence)
                 sequence += 1
-                with self._changed:
-                    self._issued = sequence
-                    self._changed.notify_all()
+                self._issued = sequence
+                self._ready.put(None)
         except BaseException as error:  # any end of the feeder must wake the forward pass
-            with self._changed:
-                self._error = error
-                self._changed.notify_all()
+            self._error = error
+            self._ready.put(None)
 
-    def _await_slot(self, sequence: int) -> bool:
-        with self._changed:
-            while not self._stopping and sequence >= self._released + self._num_slots:
-                self._changed.wait()
-            return not self._stopping
+    def _await_slot(self) -> bool:
+        self._free.get()
+        return not self._stopping
 
     def _copy(self, sequence: int) -> None:
         place = (self._start + sequence) % len(self._slices)

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from queue import SimpleQueue
 from typing import Any
+
+from layerpack.runtime.interrupts import deferred_interrupts
 
 _END = object()
 
 
-def iterate(generate: Callable[[Callable[[str], None]], Any]) -> Iterator[str]:
+def iterate(generate: Callable[[Callable[[str], None]], Any]) -> Generator[str, None, None]:
     """The pieces that `generate(on_text)` hands to `on_text`, as they come.
 
     An error of `generate` is raised here. Closing the iterator early (leaving its loop does)
     stops the generation at its next piece of text and waits for that.
     """
-    pieces: queue.Queue[Any] = queue.Queue(maxsize=1)
+    # Simple queues alone: Ctrl-C in the middle of another one can leave its lock taken for good.
+    pieces: SimpleQueue[Any] = SimpleQueue()
+    room: SimpleQueue[None] = SimpleQueue()
     stopping = threading.Event()
     errors: list[BaseException] = []
 
     def on_text(piece: str) -> None:
+        room.get()
         if stopping.is_set():
             raise KeyboardInterrupt  # what ends a generation early, in good order
         pieces.put(piece)
@@ -34,16 +39,19 @@ def iterate(generate: Callable[[Callable[[str], None]], Any]) -> Iterator[str]:
             pieces.put(_END)
 
     thread = threading.Thread(target=work, name="layerpack-generate", daemon=True)
-    thread.start()
-    ended = False
     try:
-        while (piece := pieces.get()) is not _END:
+        with deferred_interrupts():
+            thread.start()
+        room.put(None)  # one piece ahead
+        while True:
+            room.put(None)
+            if (piece := pieces.get()) is _END:
+                break
             yield piece
-        ended = True
     finally:
         stopping.set()
-        while not ended:
-            ended = pieces.get() is _END
-        thread.join()
+        room.put(None)
+        if thread.ident is not None:
+            thread.join()
     if errors:
         raise errors[0]

@@ -32,7 +32,8 @@ def warming_up(device: torch.device) -> Iterator[None]:
         return
     thread = threading.Thread(target=_run, args=(device,), name="layerpack-warm-up", daemon=True)
     try:
-        thread.start()
+        with deferred_interrupts():
+            thread.start()
         yield
     finally:
         with deferred_interrupts():

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from layerpack.formats.errors import StreamError
 from layerpack.formats.frame_reader import raw_reader
 from layerpack.formats.pack import Pack
 from layerpack.formats.read import BufferedReader, Reader, open_reader
@@ -202,8 +203,11 @@ class Weights:
 
     def _check_mapped(self, index: int) -> None:
         """On a CPU: have the bytes of a mapped slice in memory, or raise StreamError."""
-        if self._device.type == "cpu":
-            populate(self._resident[index], self._plan.slices[index].title)
+        if self._device.type != "cpu":
+            return
+        if (resident := self._resident.get(index)) is None:
+            raise StreamError("the model is closed; open it again")
+        populate(resident, self._plan.slices[index].title)
 
     def _ahead_hook(self, index: int) -> Any:
         ahead = [

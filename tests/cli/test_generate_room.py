@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import gc
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,6 +21,7 @@ from layerpack.convert.api import convert
 from layerpack.formats.errors import PromptError
 from layerpack.formats.pack import Pack
 from layerpack.runtime import GenerateOptions, Model, OpenOptions
+from layerpack.runtime.draft import Draft, load_draft
 from layerpack.runtime.prompt import encode_prompt, most_tokens
 from layerpack.runtime.tokenizer import load_tokenizer
 from layerpack.runtime.trace import NO_TRACE
@@ -94,6 +97,30 @@ def test_a_template_longer_than_any_is_given_its_room(
         model = open_with_room(stack, wordy, opening, room, NO_TRACE)
         assert model.plan.needs.cache_bytes > 0
         assert model.generate("hello", room.wanted).prompt_tokens > 1000
+
+
+def test_one_draft_at_a_time_is_in_memory(
+    pack_of: PackOf, checkpoint_of: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first opening's is gone before the second one loads its own."""
+    pack = pack_of("llama")
+    room = Room(Pack.open(pack), "hello", GenerateOptions(max_new_tokens=8), reserved=None)
+    monkeypatch.setattr(room, "context_tokens", 10)
+    drafts: list[weakref.ref[Any]] = []
+
+    def noted(name: str, **where: Any) -> Draft:
+        assert [draft for draft in drafts if draft() is not None] == []
+        draft = load_draft(name, **where)
+        drafts.append(weakref.ref(draft.network))
+        return draft
+
+    monkeypatch.setattr("layerpack.runtime.open_draft.load_draft", noted)
+    opening = OpenOptions(device="cpu", context_tokens=10, draft=str(checkpoint_of("llama")))
+    with ExitStack() as stack:
+        gc.disable()  # as the command does while it opens
+        stack.callback(gc.enable)
+        open_with_room(stack, pack, opening, room, NO_TRACE)
+    assert len(drafts) == 2
 
 
 def test_weights_are_on_their_way_before_transformers_is_imported(pack_of: PackOf) -> None:

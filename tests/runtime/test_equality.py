@@ -79,6 +79,23 @@ def test_a_quantised_head_in_several_parts_equals_the_reference(
             torch.testing.assert_close(found, logits, rtol=0.02, atol=0.02)
 
 
+@pytest.mark.parametrize("vocab_size", [300, 301])
+def test_a_quantised_head_of_odd_width_equals_the_reference(
+    checkpoint_of: PackOf, tmp_path: Path, vocab_size: int
+) -> None:
+    source = checkpoint_of(
+        "llama-odd", hidden_size=35, num_attention_heads=1, vocab_size=vocab_size
+    )
+    convert(str(source), tmp_path / "pack", ConvertOptions(nf4_head=True))
+    with torch.no_grad():
+        logits = quantised_reference(tmp_path / "pack")(IDS).logits
+    for title, limits in WAYS.items():
+        options = OpenOptions(device="cpu", limits=limits)
+        with Model.open(tmp_path / "pack", options) as model, torch.no_grad():
+            found = model.network(IDS).logits
+            torch.testing.assert_close(found, logits, rtol=0.02, atol=0.02, msg=title)
+
+
 def test_tiers_are_as_asked_for(pack_of: PackOf) -> None:
     with Model.open(pack_of("llama"), OpenOptions(device="cpu", limits=WAYS["mixed"])) as model:
         assert model.plan.tiers.count(Tier.HOST) == 1

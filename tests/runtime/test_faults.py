@@ -6,13 +6,14 @@ the stream alone in test_stream_faults.py, those of a GPU in tests/gpu/test_faul
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from cpu_runs import FROM_DISK, IDS, logits_of
+from cpu_runs import FROM_DISK, IDS, MAPPED, logits_of
 from faults import nothing_left, threads
 
 from layerpack.formats.errors import CapacityError, LayerpackError, StreamError
@@ -20,6 +21,7 @@ from layerpack.runtime import weights
 from layerpack.runtime.generate import GenerateOptions
 from layerpack.runtime.lane import HostLane
 from layerpack.runtime.model import Model
+from layerpack.runtime.open_options import OpenOptions
 
 
 def test_a_device_that_is_full_says_so_with_figures(
@@ -79,11 +81,19 @@ def test_the_feeder_thread_is_named_when_it_dies(
         assert torch.equal(opened.network(IDS).logits, whole)
 
 
-def test_a_closed_model_does_not_come_back_to_life(pack: Path) -> None:
-    with Model.open(pack, FROM_DISK) as opened:
+@pytest.mark.parametrize("options", [MAPPED, FROM_DISK], ids=["mapped", "disk"])
+def test_a_closed_model_does_not_come_back_to_life(pack: Path, options: OpenOptions) -> None:
+    with Model.open(pack, options) as opened:
         network = opened.network
-    with pytest.raises(StreamError, match="the model is closed"), torch.no_grad():
+        unbegun = opened.stream("hello")
+    closed = functools.partial(pytest.raises, StreamError, match="the model is closed")
+    with closed(), torch.no_grad():
         network(IDS)
+    with closed():
+        opened.generate("hello")
+    with closed():
+        opened.stream("hello")
+    assert list(unbegun) == []
     assert threads() == []
 
 

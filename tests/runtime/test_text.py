@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from cpu_runs import FROM_DISK, MAPPED, logits_of
+from faults import nothing_left, threads
 from tiny import save_tokenizer
 
 from layerpack.formats.errors import PromptError
@@ -62,6 +64,19 @@ def test_streaming_gives_the_text(pack_of: PackOf) -> None:
         with pytest.raises(PromptError, match="empty"):
             list(model.stream(""))
         assert model.generate("hello", wanted).text == whole
+
+
+@pytest.mark.parametrize("options", [MAPPED, FROM_DISK], ids=["mapped", "disk"])
+def test_closing_the_model_ends_what_is_kept_of_a_stream(pack: Path, options: OpenOptions) -> None:
+    """The frames of an error that left a loop keep it, without anybody's doing."""
+    logits_of(pack, options)
+    with nothing_left(pack):
+        with pytest.raises(ZeroDivisionError), Model.open(pack, options) as model:
+            pieces = model.stream("hello", GenerateOptions(max_new_tokens=200))
+            for _ in pieces:
+                raise ZeroDivisionError
+        assert threads() == []
+        assert list(pieces) == []
 
 
 @pytest.mark.parametrize(
