@@ -20,15 +20,18 @@ from layerpack.runtime.prompt import Message, encode_prompt, tokens_left
 from layerpack.runtime.text_sink import TextSink
 from layerpack.runtime.trace import NO_TRACE, Trace
 
+_LEAST_TEMPERATURE = 1e-30  # logits over less than that are infinite, and their softmax is not
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerateOptions:
     """`temperature` 0 is greedy decoding; `top_p`, `top_k` and `seed` matter above it only.
 
-    `raw` sends a text as it is, without the chat template; `system` is a system message put
-    before it. `draft_tokens` are proposed per pass by the model's draft, if it has one (0 leaves
-    it out); `prompt_lookup_tokens` per pass from repetitions of the prompt. Both change how many
-    tokens a pass gives, never which: `exact` checks them with plain decoding's own arithmetic.
+    What the pack's generation_config.json says of sampling and penalties is not applied, only its
+    end tokens. `raw` sends a text as it is, without the chat template; `system` is a system message
+    put before it. `draft_tokens` are proposed per pass by the model's draft, if it has one (0
+    leaves it out); `prompt_lookup_tokens` per pass from repetitions of the prompt. Both change how
+    many tokens a pass gives, never which: `exact` checks them with plain decoding's own arithmetic.
     Without it they are checked all at once, which costs the device less, but rounding may choose
     otherwise between two tokens that are all but equally likely. Sampling is never `exact`: drawn
     otherwise, though with the same odds.
@@ -232,7 +235,7 @@ def _arguments(
         arguments["pad_token_id"] = tokenizer.pad_token_id or next(iter(_end_ids(network)), 0)
     if options.temperature > 0:
         arguments |= {
-            "temperature": options.temperature,
+            "temperature": max(options.temperature, _LEAST_TEMPERATURE),
             "top_p": options.top_p,
             "top_k": options.top_k,
         }

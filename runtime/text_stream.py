@@ -25,7 +25,8 @@ def iterate(generate: Callable[[Callable[[str], None]], Any]) -> Generator[str, 
     errors: list[BaseException] = []
 
     def on_text(piece: str) -> None:
-        room.get()
+        if not stopping.is_set():  # afterwards nobody makes room
+            room.get()
         if stopping.is_set():
             raise KeyboardInterrupt  # what ends a generation early, in good order
         pieces.put(piece)

@@ -37,6 +37,18 @@ def test_every_end_in_generation_config_ends_the_text(pack: Path) -> None:
     assert len(ended.token_ids) <= 6
 
 
+def test_next_to_no_temperature_is_no_error(pack: Path) -> None:
+    """It takes the likeliest token, and one of them where logits tie."""
+    with Model.open(pack, ON_CPU) as model:
+        texts = [
+            model.generate(
+                "hello", GenerateOptions(max_new_tokens=20, temperature=temperature, seed=1)
+            ).token_ids
+            for temperature in (1e-40, 1e-6)
+        ]
+    assert texts[0] == texts[1]
+
+
 def test_a_pack_without_generation_config_ends_by_its_config(pack: Path) -> None:
     (pack / "generation_config.json").unlink()
     with Model.open(pack, ON_CPU) as model:

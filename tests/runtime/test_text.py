@@ -100,6 +100,22 @@ def test_raw_text_takes_no_system_message(pack_of: PackOf) -> None:
         encode_prompt(load_tokenizer(pack_of("llama")), "a", GenerateOptions(raw=True, system="b"))
 
 
+@pytest.mark.timeout(20)
+def test_last_words_after_the_end_do_not_hold_it_up() -> None:
+    def stubborn(on_text: Callable[[str], None]) -> None:
+        refused = 0
+        while refused < 3:
+            try:
+                on_text("a")
+            except KeyboardInterrupt:
+                refused += 1
+
+    pieces = iterate(stubborn)
+    assert next(pieces) == "a"
+    pieces.close()
+    assert not [t for t in threading.enumerate() if t.name == "layerpack-generate"]
+
+
 def test_an_iterator_left_early_stops_its_thread() -> None:
     given: list[str] = []
 
