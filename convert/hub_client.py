@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from layerpack.convert.hub_errors import call_hub
+from layerpack.convert.hub_errors import call_hub, require_endpoint
 from layerpack.formats.errors import HubError
 from layerpack.formats.header import MAX_HEADER_BYTES, TensorEntry, parse_header
 
@@ -46,6 +46,7 @@ class Listing:
 
 def list_repo(repo: str, revision: str | None) -> Listing:
     """One request; offline, what the local cache has. Raises HubError."""
+    require_endpoint()
     from huggingface_hub import HfApi, constants, try_to_load_from_cache
 
     if constants.HF_HUB_OFFLINE:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from layerpack.convert.destination import is_full
 from layerpack.convert.hub_xet import is_xet_error
@@ -28,6 +30,17 @@ def endpoint() -> str:
     from huggingface_hub import constants
 
     return str(constants.ENDPOINT)
+
+
+def require_endpoint() -> None:
+    """Raises HubError where HF_ENDPOINT is no address: huggingface_hub then fails as an import."""
+    address = os.environ.get("HF_ENDPOINT", "")
+    try:
+        _ = urlsplit(address).port
+    except ValueError as reason:
+        raise HubError(
+            f"HF_ENDPOINT={address}: not the address of a Hub ({reason}); mend it, or unset it"
+        ) from None
 
 
 def call_hub(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 
 from layerpack.runtime.machine import Machine
@@ -22,11 +22,16 @@ from layerpack.runtime.trace import (
     Span,
 )
 
-LEGEND = (
-    "of each step, in seconds but for GB and the tokens that it gave: read = some reader thread at "
-    "work; wait = layers waiting for their bytes; bind, forward = the host preparing and ordering "
-    "(on a CPU: computing) layers; copy, compute = the GPU's two streams at work; propose = a "
-    "draft choosing tokens; wall = the pass; total = propose and wall, until the tokens are known"
+_LEGEND = (
+    ("read", "read = some reader thread at work"),
+    ("wait", "wait = layers waiting for their bytes"),
+    ("bind", "bind = the host preparing layers"),
+    ("forward", "forward = the host ordering them (on a CPU: computing)"),
+    ("copy", "copy = the GPU's stream of copies at work"),
+    ("compute", "compute = its stream of computation at work"),
+    ("propose", "propose = a draft choosing tokens"),
+    ("wall", "wall = the pass"),
+    ("total", "total = all of it, until the tokens are known"),
 )
 _MEDIAN_STEPS = 3
 
@@ -154,7 +159,13 @@ def format_profile(steps: Sequence[StepProfile], machine: Machine) -> str:
     ):
         if moved and limit:
             lines.append(_bandwidth(name, moved, busy_s, sum(s.total_s for s in steps), limit))
-    return "\n".join([*lines, LEGEND])
+    return "\n".join([*lines, legend(rows[0])])
+
+
+def legend(titles: Container[str]) -> str:
+    """One line: what the columns of these titles mean."""
+    meanings = "; ".join(meaning for title, meaning in _LEGEND if title in titles)
+    return f"of each step, in seconds but for GB and the tokens that it gave: {meanings}"
 
 
 def _bandwidth(name: str, moved_bytes: int, busy_s: float, all_s: float, limit: float) -> str:

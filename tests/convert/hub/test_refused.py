@@ -59,6 +59,16 @@ def test_no_network(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert not waits  # a name that is mistyped must not take a minute to be told
 
 
+@pytest.mark.parametrize("address", ["http://localhost:99999", "http://[::1", "http://a:b"])
+def test_what_is_no_address_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    """huggingface_hub cannot even be imported then."""
+    monkeypatch.setenv("HF_ENDPOINT", address)
+    text = message_of(lambda: open_hub(tmp_path))
+    assert text.startswith(f"HF_ENDPOINT={address}: not the address of a Hub (")
+
+
 def test_an_address_without_its_scheme_is_told_at_once(
     hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
