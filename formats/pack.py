@@ -6,13 +6,16 @@ import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from layerpack.formats.errors import PackError
 from layerpack.formats.frame_table import FrameTable
 from layerpack.formats.frames import FrameDecoder
 from layerpack.formats.header import TensorEntry, parse_header, read_header
+from layerpack.formats.jsontext import parse_json
 from layerpack.formats.manifest import MANIFEST_NAME, UNFINISHED_SUFFIX, Blob, Manifest
 from layerpack.formats.manifest_json import parse_manifest
+from layerpack.formats.text import without_path
 from layerpack.formats.units import human_bytes
 
 MAX_MANIFEST_BYTES = 1_000_000_000
@@ -37,6 +40,19 @@ class Pack:
         for blob in pack.manifest.blobs:
             pack.check_file(blob)
         return pack
+
+    def json_object(self, name: str) -> dict[str, Any]:
+        """What the pack's file `name` holds. Raises PackError if that is no JSON object."""
+        path = self.path / name
+        try:
+            found = parse_json(path.read_bytes())
+        except (OSError, ValueError) as reason:
+            raise PackError(
+                f"{path}: not usable ({without_path(reason, path)}); convert again"
+            ) from reason
+        if not isinstance(found, dict):
+            raise PackError(f"{path}: not a JSON object; convert again")
+        return found
 
     def blob_path(self, blob: Blob) -> Path:
         """Where the blob's file is. The name was checked to be a plain one."""

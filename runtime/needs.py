@@ -5,9 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from layerpack.formats.errors import PackError
-from layerpack.formats.jsontext import parse_json
 from layerpack.formats.pack import Pack
-from layerpack.formats.text import without_path
 from layerpack.formats.units import DTYPE_BYTES
 from layerpack.runtime.plan import Needs
 
@@ -62,17 +60,9 @@ def context_limit(pack: Pack) -> int | None:
 
 
 def _text_config(pack: Pack) -> dict[str, Any]:
-    path = pack.path / "config.json"
-    try:
-        config = parse_json(path.read_bytes())
-    except (OSError, ValueError) as reason:
-        raise PackError(
-            f"{path}: not usable ({without_path(reason, path)}); convert again"
-        ) from reason
-    if not isinstance(config, dict):
-        raise PackError(f"{path}: not a JSON object; convert again")
+    config = pack.json_object("config.json")
     if not isinstance(config.get("model_type"), str):
-        raise PackError(f'{path}: no "model_type" in it; convert again')
+        raise PackError(f'{pack.path / "config.json"}: no "model_type" in it; convert again')
     text = config.get("text_config")
     return text if isinstance(text, dict) else config
 

@@ -11,10 +11,8 @@ import torch
 from torch import nn
 
 from layerpack.formats.errors import PackError
-from layerpack.formats.jsontext import parse_json
 from layerpack.formats.nf4 import SUFFIXES
 from layerpack.formats.pack import Pack
-from layerpack.formats.text import without_path
 from layerpack.runtime.bind import TORCH_DTYPES
 from layerpack.runtime.interrupts import deferred_interrupts
 from layerpack.runtime.linear import Nf4Linear
@@ -119,14 +117,7 @@ def _take_end_tokens(model: Any, pack: Pack) -> None:
     path = pack.path / "generation_config.json"
     if not path.is_file():
         return
-    try:
-        found = parse_json(path.read_bytes())
-    except (OSError, ValueError) as reason:
-        raise PackError(
-            f"{path}: not usable ({without_path(reason, path)}); convert again"
-        ) from reason
-    if not isinstance(found, dict):
-        raise PackError(f"{path}: not a JSON object; convert again")
+    found = pack.json_object(path.name)
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         if (ids := found.get(name)) in (None, []):
             continue
