@@ -6,7 +6,6 @@ For a pack, and for unfinished work, neither torch nor transformers is imported.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,10 @@ from layerpack.cli.inspect_text import pack_lines, tensor_lines
 from layerpack.cli.numbers import POSITIVE
 from layerpack.formats.manifest import MANIFEST_NAME
 from layerpack.formats.pack import Pack
+from layerpack.formats.text import is_repo_id
 
 LINK_GB_S, DISK_GB_S, DOWNLOAD_MB_S = 12.0, 6.0, 50.0
 """A laptop's GPU on PCIe 4.0 x8, an NVMe drive on PCIe 4.0 x4, a good home line: about so much."""
-
-_REPO_ID = re.compile(r"([A-Za-z0-9][\w.-]*)/[A-Za-z0-9_][\w.-]*")
 
 
 @click.command()
@@ -136,8 +134,8 @@ def _is_source(target: str) -> bool:
     path = Path(target).expanduser()
     if path.exists() or target.endswith(".gguf"):
         return not path.is_dir() or (path / "config.json").is_file()
-    name = _REPO_ID.fullmatch(target)
-    return name is not None and not Path(name[1]).exists()
+    owner, slash, _ = target.partition("/")
+    return is_repo_id(target) and slash != "" and not Path(owner).exists()
 
 
 def _show(what: Iterable[str] | dict[str, Any]) -> None:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from layerpack.convert.directory import DirectorySource
 from layerpack.convert.options import ConvertOptions
 from layerpack.convert.source import Source
 from layerpack.formats.errors import SourceError
-
-_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
+from layerpack.formats.text import is_repo_id
 
 
 def open_source(name: str, options: ConvertOptions, *, scratch: Path) -> Source:
@@ -26,7 +24,7 @@ def open_source(name: str, options: ConvertOptions, *, scratch: Path) -> Source:
     if path.exists() or name.endswith(".gguf"):
         _refuse_revision(name, options)
         return _open_file(path)
-    if not _REPO_ID.fullmatch(name):
+    if not is_repo_id(name):
         raise SourceError(f"{name}: no such directory, and not the name of a Hub repository")
     from layerpack.convert.hub import HubSource
 

@@ -1,10 +1,13 @@
-"""Text from outside: bytes that were not UTF-8, characters that a terminal would obey, errors."""
+"""Text from outside: bytes that were not UTF-8, what a terminal would obey, names, errors."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from layerpack.formats.errors import PromptError
+
+_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
 
 
 def require_utf8(text: str, where: str) -> None:
@@ -16,6 +19,11 @@ def require_utf8(text: str, where: str) -> None:
             f"{where} is not UTF-8 text (character {reason.start + 1} is the first wrong one); "
             "give it as UTF-8"
         ) from None
+
+
+def is_repo_id(name: str) -> bool:
+    """Whether a repository on the Hub can have the name: `owner/name`, or `name` alone."""
+    return _REPO_ID.fullmatch(name) is not None
 
 
 def without_path(error: Exception, path: Path) -> str:

@@ -9,7 +9,6 @@ https://arxiv.org/abs/2211.17192.
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,10 @@ import torch
 from torch import nn
 
 from layerpack.formats.errors import CapacityError, SourceError
+from layerpack.formats.text import is_repo_id
 from layerpack.runtime.device_errors import is_device_error
 from layerpack.runtime.hub_reach import why_out_of_reach
 
-_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
 DRAFT_TOKENS = 16
 """Tokens proposed per pass unless asked otherwise.
 
@@ -97,7 +96,7 @@ def load_draft(name: str, *, device: torch.device, dtype: torch.dtype) -> Draft:
     Where the Hub cannot be reached, from its local cache. Raises SourceError, CapacityError (the
     device has not enough memory for it).
     """
-    if not (Path(name).exists() or _REPO_ID.fullmatch(name)):
+    if not (Path(name).exists() or is_repo_id(name)):
         raise SourceError(f"draft {name}: no such directory, and not the name of a Hub repository")
     import transformers
 
