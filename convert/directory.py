@@ -11,7 +11,7 @@ import torch
 from layerpack.convert.index import INDEX_NAME, check_complete, weight_map, which_weights
 from layerpack.convert.reading import weights_digest
 from layerpack.convert.shard import Shard, source_tensors
-from layerpack.convert.source import SourceFileFacts, SourceTensor, path_id, real_path
+from layerpack.convert.source import SourceTensor, local_facts, path_id, real_path
 from layerpack.formats.errors import SourceError
 from layerpack.formats.frame_table import FRAMES_SUFFIX
 
@@ -44,7 +44,7 @@ class DirectorySource:
         except BaseException:
             self._close()
             raise
-        self.files = tuple(_facts(file, shard.path) for file, shard in self._shards.items())
+        self.files = tuple(local_facts(file, shard.path) for file, shard in self._shards.items())
 
     def fetch(self, file: str, report: Callable[[int], None]) -> None:
         """Nothing to wait for: local files are readable."""
@@ -115,12 +115,3 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as reason:
         raise SourceError(f"{path}: cannot be read ({reason.strerror})") from reason
-
-
-def _facts(file: str, path: Path) -> SourceFileFacts:
-    stat = path.stat()
-    return SourceFileFacts(
-        name=file,
-        file_bytes=stat.st_size,
-        identity=f"{stat.st_size}:{stat.st_mtime_ns}",
-    )

@@ -20,7 +20,7 @@ import torch
 from layerpack.convert.gguf_config import write_config_dir
 from layerpack.convert.gguf_once import each_thing_once
 from layerpack.convert.reading import WeightFile, weights_digest
-from layerpack.convert.source import SourceFileFacts, SourceTensor, path_id, real_path
+from layerpack.convert.source import SourceTensor, local_facts, path_id, real_path
 from layerpack.formats.errors import LayerpackError, SourceError, UnsupportedError
 from layerpack.formats.text import without_path
 from layerpack.formats.units import num_elements
@@ -91,14 +91,7 @@ class GgufSource:
             name = names.get(tensor.name, "")
             if name in shapes:
                 self._add(name, tensor, shapes[name])
-        stat = path.stat()
-        self.files = (
-            SourceFileFacts(
-                name=self._file_name,
-                file_bytes=stat.st_size,
-                identity=f"{stat.st_size}:{stat.st_mtime_ns}",
-            ),
-        )
+        self.files = (local_facts(self._file_name, path),)
         self._file = WeightFile(path)
 
     def fetch(self, file: str, report: Callable[[int], None]) -> None:

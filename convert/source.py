@@ -44,6 +44,14 @@ class SourceFileFacts:
     remote: bool = field(default=False, compare=False)
 
 
+def local_facts(name: str, path: Path) -> SourceFileFacts:
+    """Those of a file on this machine, listed as `name`. Raises OSError."""
+    stat = path.stat()
+    return SourceFileFacts(
+        name=name, file_bytes=stat.st_size, identity=f"{stat.st_size}:{stat.st_mtime_ns}"
+    )
+
+
 def path_id(path: Path) -> str:
     """A path as a manifest can hold it: bytes that are not UTF-8 become U+FFFD."""
     return os.fsencode(path).decode("utf-8", "replace")
