@@ -8,12 +8,7 @@ from typing import Any
 
 import click
 
-from layerpack.cli.memory_options import (
-    device_option,
-    ram_option,
-    refuse_vram_of_a_cpu,
-    vram_option,
-)
+from layerpack.cli.memory_options import device_option, ram_option, vram_option
 from layerpack.cli.numbers import POSITIVE
 
 INTERRUPTED = 130
@@ -72,7 +67,6 @@ def bench(pack: Path, as_json: bool, plot: Path | None, **options: Any) -> None:
     or in --scratch; the last row drops OUT from the page cache. Takes a few minutes; each row is
     told on standard error as soon as it is measured.
     """
-    refuse_vram_of_a_cpu(options)
     # late, as they are slow to import
     from layerpack.runtime.bench import run_bench
     from layerpack.runtime.bench_options import BenchOptions

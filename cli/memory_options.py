@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -14,11 +13,28 @@ if TYPE_CHECKING:
     from layerpack.runtime.plan import Limits
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def _not_of_a_cpu(context: click.Context, option: click.Parameter, value: Any) -> Any:
+    """The value. Raises click.UsageError if VRAM is asked for where `--device cpu` is, too."""
+    # No VRAM at all is what a CPU has.
+    if value and context.params["device"].partition(":")[0] == "cpu":
+        raise click.UsageError(f"{option.opts[0]}: --device cpu has no VRAM; leave one of them out")
+    return value
+
+
 device_option = click.option(
-    "--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."
+    "--device",
+    default="auto",
+    show_default=True,
+    is_eager=True,  # known when the others are looked at
+    help="auto, cpu, cuda or cuda:N.",
 )
 vram_option = click.option(
-    "--vram", type=SIZE, help="Most VRAM to use in all, as 8GiB or 7500MB; a CPU uses none."
+    "--vram",
+    type=SIZE,
+    callback=_not_of_a_cpu,
+    help="Most VRAM to use in all, as 8GiB or 7500MB; a CPU uses none.",
 )
 ram_option = click.option("--ram", type=SIZE, help="Most host memory to keep weights in.")
 _OPTIONS = (
@@ -28,6 +44,7 @@ _OPTIONS = (
     click.option(
         "--vram-layers",
         type=click.IntRange(0),
+        callback=_not_of_a_cpu,
         metavar="N",
         help="Keep N layers in VRAM (parts of lm_head count as layers).",
     ),
@@ -51,30 +68,10 @@ _OPTIONS = (
 
 
 def memory_options(command: _Command) -> _Command:
-    """Adds them, and refuses those that contradict each other before the command is run.
-
-    `limits_of` reads all but --device and --context.
-    """
-
-    @functools.wraps(command)
-    def checked(*arguments: Any, **options: Any) -> Any:
-        refuse_vram_of_a_cpu(options)
-        return command(*arguments, **options)
-
-    decorated: Any = checked
+    """Adds them; `limits_of` reads all but --device and --context."""
     for option in reversed(_OPTIONS):
-        decorated = option(decorated)
-    return cast(_Command, decorated)
-
-
-def refuse_vram_of_a_cpu(options: Mapping[str, Any]) -> None:
-    """Raises click.UsageError if VRAM is asked for where `--device cpu` is, too."""
-    if options["device"].partition(":")[0] != "cpu":
-        return
-    for name in ("vram", "vram_layers"):
-        if options.get(name):  # none of it is what a CPU has
-            option = "--" + name.replace("_", "-")
-            raise click.UsageError(f"{option}: --device cpu has no VRAM; leave one of them out")
+        command = option(command)
+    return command
 
 
 def limits_of(options: Mapping[str, Any]) -> Limits:
