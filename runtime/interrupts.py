@@ -31,6 +31,13 @@ def deferred_interrupts() -> Iterator[None]:
             previous(*caught[0])
 
 
+def start_threads(*threads: threading.Thread) -> None:
+    """Start them. Ctrl-C or not, each is then known to have begun, or has not."""
+    with deferred_interrupts():
+        for thread in threads:
+            thread.start()
+
+
 def stop_if(cancelled: threading.Event) -> None:
     """Raise StreamError if whoever waits for the weights has given up."""
     if cancelled.is_set():

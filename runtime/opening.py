@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 
 from layerpack.formats.errors import StalledError
-from layerpack.runtime.interrupts import deferred_interrupts
+from layerpack.runtime.interrupts import deferred_interrupts, start_threads
 from layerpack.runtime.weights import Weights
 
 _JOIN_S = 90.0  # more than the watchdog that ends a read, so its error is the one that is seen
@@ -29,8 +29,7 @@ class Opening:
 
     def start(self) -> None:
         """Begin to map, register and load."""
-        with deferred_interrupts():  # a thread is either known to have begun, or has not
-            self._thread.start()
+        start_threads(self._thread)
 
     def result(self) -> Weights:
         """The open weights; waits. Raises what opening them raised."""

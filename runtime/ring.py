@@ -16,7 +16,7 @@ from typing import Protocol
 
 from layerpack.formats.errors import StalledError, StreamError
 from layerpack.formats.read import Reader
-from layerpack.runtime.interrupts import deferred_interrupts
+from layerpack.runtime.interrupts import deferred_interrupts, start_threads
 from layerpack.runtime.pieces import Piece
 
 
@@ -93,9 +93,7 @@ class ReadRing:
 
     def start(self) -> None:
         """Begin to read ahead, as far as there are buffers."""
-        with deferred_interrupts():
-            for thread in self._threads:
-                thread.start()
+        start_threads(*self._threads)
 
     def take(self, *, timeout_s: float) -> tuple[Piece, memoryview]:
         """The next ticket's piece and its bytes; waits. The buffer is the caller's until `release`.

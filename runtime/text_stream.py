@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator
 from queue import SimpleQueue
 from typing import Any
 
-from layerpack.runtime.interrupts import deferred_interrupts
+from layerpack.runtime.interrupts import start_threads
 
 _END = object()
 
@@ -41,8 +41,7 @@ def iterate(generate: Callable[[Callable[[str], None]], Any]) -> Generator[str, 
 
     thread = threading.Thread(target=work, name="layerpack-generate", daemon=True)
     try:
-        with deferred_interrupts():
-            thread.start()
+        start_threads(thread)
         room.put(None)  # one piece ahead
         while True:
             room.put(None)

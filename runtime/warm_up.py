@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from layerpack.runtime.interrupts import deferred_interrupts
+from layerpack.runtime.interrupts import deferred_interrupts, start_threads
 from layerpack.runtime.linear import bitsandbytes_functional, nf4_linear
 
 _WIDTH, _HEADS, _HEAD_DIM = 64, 4, 128
@@ -32,8 +32,7 @@ def warming_up(device: torch.device) -> Iterator[None]:
         return
     thread = threading.Thread(target=_run, args=(device,), name="layerpack-warm-up", daemon=True)
     try:
-        with deferred_interrupts():
-            thread.start()
+        start_threads(thread)
         yield
     finally:
         with deferred_interrupts():
