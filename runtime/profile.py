@@ -22,17 +22,17 @@ from layerpack.runtime.trace import (
     Span,
 )
 
-_LEGEND = (
-    ("read", "read = some reader thread at work"),
-    ("wait", "wait = layers waiting for their bytes"),
-    ("bind", "bind = the host preparing layers"),
-    ("forward", "forward = the host ordering them (on a CPU: computing)"),
-    ("copy", "copy = the GPU's stream of copies at work"),
-    ("compute", "compute = its stream of computation at work"),
-    ("propose", "propose = a draft choosing tokens"),
-    ("wall", "wall = the pass"),
-    ("total", "total = all of it, until the tokens are known"),
-)
+_MEANINGS = {
+    "read": "some reader thread at work",
+    "wait": "layers waiting for their bytes",
+    "bind": "the host preparing layers",
+    "forward": "the host ordering them (on a CPU: computing)",
+    "copy": "the GPU's stream of copies at work",
+    "compute": "its stream of computation at work",
+    "propose": "a draft choosing tokens",
+    "wall": "the pass",
+    "total": "all of it, until the tokens are known",
+}
 _MEDIAN_STEPS = 3
 
 
@@ -159,13 +159,13 @@ def format_profile(steps: Sequence[StepProfile], machine: Machine) -> str:
     ):
         if moved and limit:
             lines.append(_bandwidth(name, moved, busy_s, sum(s.total_s for s in steps), limit))
-    return "\n".join([*lines, legend(rows[0])])
+    return "\n".join([*lines, _legend(rows[0])])
 
 
-def legend(titles: Container[str]) -> str:
+def _legend(titles: Container[str]) -> str:
     """One line: what the columns of these titles mean."""
-    meanings = "; ".join(meaning for title, meaning in _LEGEND if title in titles)
-    return f"of each step, in seconds but for GB and the tokens that it gave: {meanings}"
+    told = "; ".join(f"{title} = {what}" for title, what in _MEANINGS.items() if title in titles)
+    return f"of each step, in seconds but for GB and the tokens that it gave: {told}"
 
 
 def _bandwidth(name: str, moved_bytes: int, busy_s: float, all_s: float, limit: float) -> str:
