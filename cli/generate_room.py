@@ -11,7 +11,6 @@ import contextlib
 import functools
 import gc
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from layerpack.formats.pack import Pack
@@ -81,17 +80,17 @@ class NoRoomError(Exception):
 
 
 def open_with_room(
-    stack: contextlib.ExitStack, path: Path, opening: OpenOptions, room: Room, trace: Trace
+    stack: contextlib.ExitStack, pack: Pack, opening: OpenOptions, room: Room, trace: Trace
 ) -> Model:
     """The open model, given to `stack`, its prompt counted. Raises what `Model.open` does."""
     model = None
     with contextlib.suppress(NoRoomError):
-        model = stack.enter_context(Model.open(path, opening, trace=trace, meanwhile=room.check))
+        model = stack.enter_context(Model.open(pack, opening, trace=trace, meanwhile=room.check))
     if model is None:
         # Not while the error is handled: its frames, and those that imports left behind, hold on
         # to the first opening's draft, and there may be no room for two.
         gc.collect()
         enough = replace(opening, context_tokens=room.needed_tokens)
-        model = stack.enter_context(Model.open(path, enough, trace=trace))
+        model = stack.enter_context(Model.open(pack, enough, trace=trace))
     model.tokenizer = room.tokenizer
     return model

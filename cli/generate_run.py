@@ -61,7 +61,7 @@ def run(path: Path, prompt: str, options: dict[str, Any], *, on_open: Callable[[
     trace = Trace() if options["profile"] or trace_file is not None else NO_TRACE
     started_s = time.perf_counter()
     with contextlib.ExitStack() as stack:
-        model = open_with_room(stack, path, opening, room, trace)
+        model = open_with_room(stack, pack, opening, room, trace)
         on_open()
         if options["verbose"]:
             click.echo(plan_text(model.plan, model.machine), err=True)

@@ -72,7 +72,7 @@ class Model:
     @contextlib.contextmanager
     def open(
         cls,
-        path: Path | str,
+        path: Path | str | Pack,
         options: OpenOptions = OpenOptions(),
         *,
         trace: Trace = NO_TRACE,
@@ -80,14 +80,14 @@ class Model:
     ) -> Iterator[Model]:
         """Open the pack at `path`; closing joins all threads and undoes all registrations.
 
-        `trace` collects when each stage did what (see profile.py). `meanwhile()` is called while
-        weights are being loaded: what it does costs no time of its own. What it raises ends the
-        opening.
+        A Pack that is open already is not read again. `trace` collects when each stage did what
+        (see profile.py). `meanwhile()` is called while weights are being loaded: what it does costs
+        no time of its own. What it raises ends the opening.
 
         Raises PackError, CapacityError (what was asked for does not fit), StreamError, and
         SourceError for a draft that cannot be used.
         """
-        pack = Pack.open(path)
+        pack = path if isinstance(path, Pack) else Pack.open(path)
         device = pick_device(options.device)
         with contextlib.ExitStack() as stack:
             with device_errors("while opening the model"):

@@ -90,11 +90,12 @@ def test_a_template_longer_than_any_is_given_its_room(
     template = wordy / "chat_template.jinja"
     template.write_text("x" * 1000 + template.read_text())
     wanted = GenerateOptions(max_new_tokens=8)
-    room = Room(Pack.open(wordy), "hello", wanted, reserved=None)
+    pack = Pack.open(wordy)
+    room = Room(pack, "hello", wanted, reserved=None)
     assert room.context_tokens < 200
     with ExitStack() as stack:
         opening = OpenOptions(device="cpu", context_tokens=room.context_tokens)
-        model = open_with_room(stack, wordy, opening, room, NO_TRACE)
+        model = open_with_room(stack, pack, opening, room, NO_TRACE)
         assert model.plan.needs.cache_bytes > 0
         assert model.generate("hello", room.wanted).prompt_tokens > 1000
 
@@ -103,8 +104,8 @@ def test_one_draft_at_a_time_is_in_memory(
     pack_of: PackOf, checkpoint_of: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first opening's is gone before the second one loads its own."""
-    pack = pack_of("llama")
-    room = Room(Pack.open(pack), "hello", GenerateOptions(max_new_tokens=8), reserved=None)
+    pack = Pack.open(pack_of("llama"))
+    room = Room(pack, "hello", GenerateOptions(max_new_tokens=8), reserved=None)
     monkeypatch.setattr(room, "context_tokens", 10)
     drafts: list[weakref.ref[Any]] = []
 
