@@ -19,6 +19,7 @@ from imports import HEAVY, imported_by
 from oracles import quantised_reference
 from safetensors.torch import load_file, save_file
 from tiny import make_checkpoint, make_sharded
+from unfinished import run_until
 
 from layerpack.cli import progress
 from layerpack.cli.main import main
@@ -115,27 +116,12 @@ def test_names_of_nothing(hub: HubServer, tmp_path: Path, inspect: Run) -> None:
     assert ended.value.code == 2
 
 
-class CutError(Exception):
-    pass
-
-
-def interrupt(source: Path, out: Path, share: float) -> None:
-    """Convert until that share of the bytes is through."""
-
-    def progress(done_bytes: int, total_bytes: int) -> None:
-        if done_bytes > share * total_bytes:
-            raise CutError
-
-    with pytest.raises(CutError):
-        convert(str(source), out, ConvertOptions(), progress)
-
-
 @pytest.mark.parametrize("command", ["verify", "generate", "plan"])
 def test_commands_for_packs_say_that_one_is_unfinished(
     sharded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
     out = tmp_path / "out"
-    interrupt(sharded, out, 0.5)
+    run_until(sharded, out, 0.5)
     prompt = ["--prompt", "a"] if command == "generate" else []
     for empty in (False, True):
         if empty:  # a target that is there and empty may be converted to
@@ -154,7 +140,7 @@ def test_unfinished_work_is_told_from_both_names(
     sharded: Path, tmp_path: Path, inspect: Run
 ) -> None:
     out = tmp_path / "out"
-    interrupt(sharded, out, 0.7)
+    run_until(sharded, out, 0.7)
     partial = Destination(out).partial
     shown = inspect(out)
     assert shown == inspect(partial)
@@ -187,14 +173,14 @@ def test_a_running_conversion_is_told_apart(sharded: Path, tmp_path: Path, inspe
         shown = inspect(tmp_path / "out")
         assert shown["running"] is True and shown["blobs"] == {}
         assert "nothing is done yet" in inspect(tmp_path / "out", text=True)
-    interrupt(sharded, tmp_path / "out", 0.5)
+    run_until(sharded, tmp_path / "out", 0.5)
     # Listed, and gone when it is looked at: as what a running one renames in between.
     (place.pack / "layer-004.safetensors.partial").symlink_to("gone")
     assert read_unfinished(place.partial).running is False
 
 
 def test_a_look_at_unfinished_work_imports_nothing_heavy(sharded: Path, tmp_path: Path) -> None:
-    interrupt(sharded, tmp_path / "out", 0.5)
+    run_until(sharded, tmp_path / "out", 0.5)
     modules, output = imported_by("inspect", str(tmp_path / "out"))
     assert not HEAVY & modules
     assert "unfinished" in output
