@@ -13,9 +13,8 @@ from stream_run import Run
 
 from layerpack.cli.sizes import parse_size
 from layerpack.formats.units import GIB
-from layerpack.runtime.draft import DRAFT_TOKENS
 from layerpack.runtime.exact import token_by_token
-from layerpack.runtime.generate import GenerateOptions
+from layerpack.runtime.generate_options import DRAFT_TOKENS, GenerateOptions
 from layerpack.runtime.plan import Limits, Tier
 
 _DECODED = 24

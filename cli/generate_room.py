@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from layerpack.formats.pack import Pack
-from layerpack.runtime.generate import GenerateOptions
+from layerpack.runtime.generate_options import GenerateOptions
 from layerpack.runtime.model import Model
 from layerpack.runtime.needs import context_limit
 from layerpack.runtime.open_options import OpenOptions

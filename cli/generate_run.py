@@ -17,7 +17,8 @@ from layerpack.formats.pack import Pack
 from layerpack.formats.units import human_bytes
 from layerpack.formats.verify import require_intact
 from layerpack.runtime.chrome_trace import write_chrome_trace
-from layerpack.runtime.generate import GenerateOptions, Generation
+from layerpack.runtime.generate import Generation
+from layerpack.runtime.generate_options import GenerateOptions
 from layerpack.runtime.model import Model
 from layerpack.runtime.open_options import OpenOptions
 from layerpack.runtime.plan_text import plan_text

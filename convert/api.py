@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
-from layerpack.convert.checkpoint_files import CONFIG_NAME, config_json, copied_files, index_json
+from layerpack.convert.checkpoint_files import config_json, index_json
 from layerpack.convert.config import read_config
-from layerpack.convert.destination import Destination, is_full
+from layerpack.convert.destination import Destination
 from layerpack.convert.hub_download import existing_part, usual_cache
 from layerpack.convert.index import INDEX_NAME
 from layerpack.convert.journal import Journal, Progress
@@ -23,11 +23,13 @@ from layerpack.convert.plan import ConversionPlan
 from layerpack.convert.planner import plan_conversion
 from layerpack.convert.remaining import Remaining, find_remaining
 from layerpack.convert.resume import find_done, producer, run_fingerprint
+from layerpack.convert.small_files import CONFIG_NAME, copied_files
 from layerpack.convert.source import Source
 from layerpack.convert.storage import find_storage
 from layerpack.convert.structure import find_structure
 from layerpack.formats import manifest as pack
 from layerpack.formats.digest import bytes_digest
+from layerpack.formats.disk import is_full
 from layerpack.formats.errors import CapacityError, TargetError
 from layerpack.formats.manifest_json import dump_manifest
 

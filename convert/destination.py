@@ -9,7 +9,6 @@ OUT.layerpack-partial/      one conversion's; kept after a break, for the same c
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -17,11 +16,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from layerpack.convert.journal import JOURNAL_NAME
+from layerpack.formats.disk import is_full, sync_directory, write_whole
 from layerpack.formats.errors import DiskFullError, TargetError
 from layerpack.formats.manifest import MANIFEST_NAME, UNFINISHED_SUFFIX
 from layerpack.formats.units import human_bytes
-
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Destination:
@@ -165,12 +163,7 @@ class Destination:
 
     def write_file(self, name: str, data: bytes) -> None:
         """One small file of the pack, whole or not there, on the disk when this returns."""
-        temporary = self.pack / (name + ".partial")
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self.pack / name)
+        write_whole(self.pack / name, data)
 
     def commit(self, *, force: bool) -> None:
         """Give the finished pack its name, in place of what stands there, and clean up.
@@ -192,25 +185,6 @@ class Destination:
                 raise
             sync_directory(self.out.parent)
         shutil.rmtree(self.partial, ignore_errors=True)
-
-
-def is_full(error: BaseException | None) -> bool:
-    """Whether an error is the disk's or the quota's end."""
-    return isinstance(error, OSError) and error.errno in _FULL
-
-
-def sync_directory(path: Path) -> None:
-    """Bring a directory's entries to the disk, where the system can."""
-    if os.name != "posix":
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError as reason:
-        if reason.errno != errno.EINVAL:  # so say some network file systems, of directories only
-            raise
-    finally:
-        os.close(handle)
 
 
 def _try_lock(handle: int) -> bool:

@@ -14,7 +14,6 @@ from types import TracebackType
 
 import torch
 
-from layerpack.convert.checkpoint_files import CONFIG_NAME, is_copied
 from layerpack.convert.hub_client import Listing, list_repo, remote_header
 from layerpack.convert.hub_download import (
     check_cache_space,
@@ -25,6 +24,7 @@ from layerpack.convert.hub_download import (
 from layerpack.convert.hub_orphans import clear_orphans
 from layerpack.convert.index import INDEX_NAME, check_complete, weight_map, which_weights
 from layerpack.convert.shard import Shard
+from layerpack.convert.small_files import CONFIG_NAME, is_copied
 from layerpack.convert.source import SourceFileFacts, SourceTensor
 from layerpack.formats.errors import HubError, SourceError
 from layerpack.formats.header import TensorEntry, read_header

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from layerpack.convert.destination import is_full
 from layerpack.convert.hub_xet import is_xet_error
+from layerpack.formats.disk import is_full
 from layerpack.formats.errors import DiskFullError, HubError, LayerpackError
 
 Result = TypeVar("Result")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from layerpack.formats.digest import bytes_digest, is_digest
+from layerpack.formats.disk import write_whole
 from layerpack.formats.frame_table import FrameTable
 from layerpack.formats.header import is_shape, is_size
 from layerpack.formats.jsontext import parse_json
@@ -100,12 +101,7 @@ class Journal:
         lines.insert(0, _line({"run": run, "about": progress.about}))
         self._run = run
         self._lock = threading.Lock()
-        temporary = path.with_name(path.name + ".new")
-        with open(temporary, "wb") as file:
-            file.write(b"".join(lines))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        write_whole(path, b"".join(lines))
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - closed by __exit__
 
     def blob(self, record: BlobRecord) -> None:

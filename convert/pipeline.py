@@ -19,7 +19,7 @@ import torch
 
 from layerpack.convert.conveyor import Conveyor
 from layerpack.convert.crew import Channel, Crew
-from layerpack.convert.destination import Destination, sync_directory
+from layerpack.convert.destination import Destination
 from layerpack.convert.journal import BlobRecord, Journal
 from layerpack.convert.nf4_blocks import useful_workers
 from layerpack.convert.pieces import Piece, PieceMaker
@@ -30,6 +30,7 @@ from layerpack.convert.source import Source
 from layerpack.convert.torch_threads import one_torch_thread
 from layerpack.formats import nf4
 from layerpack.formats.blob import BlobWriter
+from layerpack.formats.disk import sync_directory
 from layerpack.formats.layout import Nf4Spec
 from layerpack.formats.nf4 import Nf4State
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from layerpack.convert.destination import Destination
 from layerpack.convert.journal import BlobRecord, read_journal
 from layerpack.convert.outline import Outline, parse_outline
-from layerpack.formats.blob import PARTIAL_SUFFIX
+from layerpack.formats.disk import PARTIAL_SUFFIX
 from layerpack.formats.frame_table import FRAMES_SUFFIX
 from layerpack.formats.manifest import UNFINISHED_SUFFIX
 

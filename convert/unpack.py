@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from layerpack.convert.destination import Destination, is_full
+from layerpack.convert.destination import Destination
 from layerpack.formats.digest import Digest, bytes_digest
+from layerpack.formats.disk import is_full
 from layerpack.formats.each_file import ProgressCallback, Report, for_each_file
 from layerpack.formats.errors import PackError, StreamError, TargetError
 from layerpack.formats.frame_reader import raw_reader

@@ -12,14 +12,13 @@ from pathlib import Path
 from types import TracebackType
 
 from layerpack.formats.digest import Digest
+from layerpack.formats.disk import PARTIAL_SUFFIX
 from layerpack.formats.frame_table import FRAME_BYTES, FrameTable
 from layerpack.formats.frame_writer import FrameWriter
 from layerpack.formats.frames import Bytes
 from layerpack.formats.header import encode_header
 from layerpack.formats.layout import BlobLayout
 from layerpack.formats.write import BUFFER_BYTES, open_output
-
-PARTIAL_SUFFIX = ".partial"
 
 
 class BlobWriter:

@@ -13,7 +13,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from layerpack.runtime.generate import GenerateOptions, Generation
+    from layerpack.runtime.generate import Generation
+    from layerpack.runtime.generate_options import GenerateOptions
     from layerpack.runtime.model import Model
     from layerpack.runtime.open_options import OpenOptions
     from layerpack.runtime.plan import Limits
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["GenerateOptions", "Generation", "Limits", "Model", "OpenOptions"]
 
 _MODULES = {
-    "GenerateOptions": "generate",
+    "GenerateOptions": "generate_options",
     "Generation": "generate",
     "Limits": "plan",
     "Model": "model",

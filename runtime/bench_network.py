@@ -15,7 +15,8 @@ from layerpack.formats.pack import Pack
 from layerpack.formats.read import BufferedReader
 from layerpack.runtime.bench_load import Loader, Tensors, open_loader
 from layerpack.runtime.bench_rows import Method
-from layerpack.runtime.bind import TORCH_DTYPES, LayerBinder, PlaceViews, make_state
+from layerpack.runtime.bind import LayerBinder, PlaceViews, make_state
+from layerpack.runtime.dtypes import TORCH_DTYPES
 from layerpack.runtime.ends import attach_ends
 from layerpack.runtime.linear import bitsandbytes_functional
 from layerpack.runtime.mapped import map_slice

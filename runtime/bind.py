@@ -16,20 +16,8 @@ from torch import nn
 from layerpack.formats import nf4
 from layerpack.formats.header import TensorEntry
 from layerpack.formats.manifest import Blob
+from layerpack.runtime.dtypes import TORCH_DTYPES
 from layerpack.runtime.linear import Nf4Linear, bitsandbytes_functional
-
-TORCH_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "U8": torch.uint8,
-    "I8": torch.int8,
-    "I16": torch.int16,
-    "I32": torch.int32,
-    "I64": torch.int64,
-    "BOOL": torch.bool,
-}
 
 
 @dataclass(slots=True, kw_only=True)

@@ -21,15 +21,6 @@ from layerpack.formats.text import is_repo_id
 from layerpack.runtime.device_errors import is_device_error
 from layerpack.runtime.hub_reach import why_out_of_reach
 
-DRAFT_TOKENS = 16
-"""Tokens proposed per pass unless asked otherwise.
-
-A pass that checks 16 tokens costs what a pass of one does, so only the draft's own time counts:
-16 tokens of a 0.5B model take a fraction of a pass that streams tens of gigabytes. Further tokens
-seldom pay: a draft that is right nine times in ten has all 16 right once in five. The number stays
-constant, whatever the draft's confidence: a wrong proposal costs nothing but the draft's time.
-"""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draft:

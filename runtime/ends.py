@@ -18,7 +18,8 @@ from layerpack.formats.manifest import Blob
 from layerpack.formats.nf4 import Nf4State
 from layerpack.formats.pack import Pack
 from layerpack.formats.read import Reader
-from layerpack.runtime.bind import TORCH_DTYPES, make_state, offset_tensor, view_tensor
+from layerpack.runtime.bind import make_state, offset_tensor, view_tensor
+from layerpack.runtime.dtypes import TORCH_DTYPES
 from layerpack.runtime.linear import bitsandbytes_functional, nf4_linear
 from layerpack.runtime.mapped import populate
 from layerpack.runtime.slices import Part, Slice, head_weight

@@ -12,8 +12,9 @@ import torch
 
 from layerpack.formats.errors import PromptError, StreamError
 from layerpack.runtime.device_errors import device_errors
-from layerpack.runtime.draft import DRAFT_TOKENS, Draft
+from layerpack.runtime.draft import Draft
 from layerpack.runtime.exact import token_by_token
+from layerpack.runtime.generate_options import GenerateOptions
 from layerpack.runtime.needs import PREFILL_TOKENS
 from layerpack.runtime.passes import StepClock, continued, count_proposed, note_passes
 from layerpack.runtime.prompt import Message, encode_prompt, tokens_left
@@ -21,32 +22,6 @@ from layerpack.runtime.text_sink import TextSink
 from layerpack.runtime.trace import NO_TRACE, Trace
 
 _LEAST_TEMPERATURE = 1e-30  # logits over less than that are infinite, and their softmax is not
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GenerateOptions:
-    """`temperature` 0 is greedy decoding; `top_p`, `top_k` and `seed` matter above it only.
-
-    What the pack's generation_config.json says of sampling and penalties is not applied, only its
-    end tokens. `raw` sends a text as it is, without the chat template; `system` is a system message
-    put before it. `draft_tokens` are proposed per pass by the model's draft, if it has one (0
-    leaves it out); `prompt_lookup_tokens` per pass from repetitions of the prompt. Both change how
-    many tokens a pass gives, never which: `exact` checks them with plain decoding's own arithmetic.
-    Without it they are checked all at once, which costs the device less, but rounding may choose
-    otherwise between two tokens that are all but equally likely. Sampling is never `exact`: drawn
-    otherwise, though with the same odds.
-    """
-
-    max_new_tokens: int = 512
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    seed: int | None = None
-    raw: bool = False
-    system: str | None = None
-    draft_tokens: int = DRAFT_TOKENS
-    prompt_lookup_tokens: int | None = None
-    exact: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,8 +117,7 @@ def run_generation(
                 "lower --context, or keep fewer layers resident with a lower --vram"
             ) from error
         seconds = time.perf_counter() - begin_s
-    if trace.clock is not None:
-        trace.clock.finish()
+    trace.clock.finish()
     if finish == "length" and sink.token_ids and sink.token_ids[-1] in _end_ids(network):
         finish = "stop"
     decode_passes, proposed = count_proposed(passes, int(ids.shape[1]))

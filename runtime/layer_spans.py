@@ -21,24 +21,21 @@ class LayerSpans:
 
     def await_bytes(self) -> None:
         """What is ordered next waits for the slice's copies."""
-        if (clock := self._trace.clock) is not None:
-            self._mark = clock.begin(GPU_WAIT_ROW)
+        self._mark = self._trace.clock.begin(GPU_WAIT_ROW)
 
     def arrived(self, title: str) -> None:
         """What is ordered next sees the slice."""
-        if (clock := self._trace.clock) is not None:
-            self._mark = clock.end(GPU_WAIT_ROW, title, self._mark)
+        self._mark = self._trace.clock.end(GPU_WAIT_ROW, title, self._mark)
 
     def begin(self, *, resident: bool) -> None:
         """The layer's work is ordered from here on."""
         if not self._trace.enabled:
             return
         self._begin_s = time.perf_counter()
-        if resident and (clock := self._trace.clock) is not None:
-            self._mark = clock.begin(GPU_COMPUTE_ROW)
+        if resident:
+            self._mark = self._trace.clock.begin(GPU_COMPUTE_ROW)
 
     def end(self, title: str) -> None:
         """All of it is ordered."""
         self._trace.forward(title, self._begin_s, time.perf_counter())
-        if (clock := self._trace.clock) is not None:
-            clock.end(GPU_COMPUTE_ROW, title, self._mark)
+        self._trace.clock.end(GPU_COMPUTE_ROW, title, self._mark)

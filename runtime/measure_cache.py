@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from layerpack.formats.disk import write_whole
 from layerpack.formats.jsontext import dump_json, parse_json
 
 _MOST_GB_S, _MOST_THREADS = 1e6, 64
@@ -67,15 +67,7 @@ def store_links(known: Links) -> None:
     file = cache_file()
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, partial = tempfile.mkstemp(dir=file.parent, prefix=file.name)
-        try:
-            with open(descriptor, "wb") as writing:
-                writing.write(dump_json(asdict(known)))
-            os.replace(partial, file)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(partial)
-            raise
+        write_whole(file, dump_json(asdict(known)))
 
 
 def _table(data: Any, name: str) -> dict[str, Any]:

@@ -18,7 +18,8 @@ from layerpack.formats.pack import Pack
 from layerpack.runtime.device_errors import device_errors
 from layerpack.runtime.draft import Draft
 from layerpack.runtime.ends import attach_ends
-from layerpack.runtime.generate import GenerateOptions, Generation, run_generation
+from layerpack.runtime.generate import Generation, run_generation
+from layerpack.runtime.generate_options import GenerateOptions
 from layerpack.runtime.linear import bitsandbytes_functional
 from layerpack.runtime.machine import Machine, pick_device
 from layerpack.runtime.memory_errors import memory_errors

@@ -14,8 +14,9 @@ import torch
 from layerpack.formats.errors import CapacityError
 from layerpack.formats.manifest import MANIFEST_NAME
 from layerpack.formats.pack import Pack
-from layerpack.runtime.bind import TORCH_DTYPES
-from layerpack.runtime.draft import DRAFT_TOKENS, Draft, load_draft
+from layerpack.runtime.draft import Draft, load_draft
+from layerpack.runtime.dtypes import TORCH_DTYPES
+from layerpack.runtime.generate_options import DRAFT_TOKENS
 from layerpack.runtime.open_options import OpenOptions
 from layerpack.runtime.slices import pass_slices
 from layerpack.runtime.tokenizer import load_tokenizer

@@ -51,8 +51,7 @@ class StepClock:
 
     def _end(self, now_s: float, num_tokens: int) -> None:
         self._trace.step(self._begin_s, now_s, num_tokens)
-        if self._trace.clock is not None:
-            self._trace.clock.collect()
+        self._trace.clock.collect()
         self._begin_s = now_s
         self._passed = False
 

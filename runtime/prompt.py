@@ -11,7 +11,7 @@ from layerpack.formats.errors import PromptError
 from layerpack.formats.text import require_utf8
 
 if TYPE_CHECKING:
-    from layerpack.runtime.generate import GenerateOptions
+    from layerpack.runtime.generate_options import GenerateOptions
 
 _SHORT_BYTES, _END_TOKENS, _TEMPLATE_TOKENS = 512, 2, 128
 Message = Mapping[str, str]

@@ -13,7 +13,7 @@ from torch import nn
 from layerpack.formats.errors import PackError
 from layerpack.formats.nf4 import SUFFIXES
 from layerpack.formats.pack import Pack
-from layerpack.runtime.bind import TORCH_DTYPES
+from layerpack.runtime.dtypes import TORCH_DTYPES
 from layerpack.runtime.interrupts import deferred_interrupts
 from layerpack.runtime.linear import Nf4Linear
 

@@ -22,7 +22,7 @@ from layerpack.formats.manifest import Blob
 from layerpack.formats.pack import Pack
 from layerpack.formats.read import BufferedReader, Reader
 from layerpack.formats.units import MIB
-from layerpack.runtime.bind import TORCH_DTYPES
+from layerpack.runtime.dtypes import TORCH_DTYPES
 from layerpack.runtime.host import read_slice
 from layerpack.runtime.mapped import map_bytes, map_slice
 from layerpack.runtime.slices import Slice

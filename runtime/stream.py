@@ -269,9 +269,7 @@ class WeightStream:
         self._trace.copy(part.title, begin_s, time.perf_counter(), part.length_bytes)
 
     def _send(self, slot: int, offset_bytes: int, source: torch.Tensor, title: str) -> None:
-        if (clock := self._trace.clock) is None:
-            self._lane.copy(slot, offset_bytes, source)
-            return
+        clock = self._trace.clock
         begun = clock.begin(GPU_COPY_ROW)
         self._lane.copy(slot, offset_bytes, source)
         clock.end(GPU_COPY_ROW, title, begun, source.numel())

@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from layerpack.runtime.gpu_clock import GpuClock
+from typing import Any, Protocol
 
 STEP_ROW, PROPOSE_ROW, FEED_ROW = "step", "propose", "feed"
 WAIT_ROW, BIND_ROW, FORWARD_ROW = "wait", "bind", "forward"
@@ -35,13 +32,45 @@ class Span:
     num_tokens: int = 0
 
 
+class Clock(Protocol):
+    """A device's own clock: spans of what runs on it, in the order in which it was ordered."""
+
+    def begin(self, row: str) -> Any:
+        """The point that `row` reaches next. Waits not."""
+
+    def end(self, row: str, name: str, begin: Any, moved_bytes: int = 0) -> Any:
+        """Close the span that began at `begin`; the point where it ends. Waits not."""
+
+    def collect(self) -> None:
+        """Hand what has run to the trace. Waits not."""
+
+    def finish(self) -> None:
+        """Wait for the device and hand over all that it has done."""
+
+
+class NoClock:
+    """Times nothing: there is no device with a clock, or nobody asked."""
+
+    def begin(self, row: str) -> None:
+        """Nothing."""
+
+    def end(self, row: str, name: str, begin: None, moved_bytes: int = 0) -> None:
+        """Nothing."""
+
+    def collect(self) -> None:
+        """Nothing."""
+
+    def finish(self) -> None:
+        """Nothing."""
+
+
 class Trace:
-    """Collects spans from all threads, if `enabled`. `clock` times the GPU, if there is one."""
+    """Collects spans from all threads, if `enabled`. `clock` is the device's, where it has one."""
 
     def __init__(self, *, enabled: bool = True) -> None:
         self.enabled = enabled
         self.spans: list[Span] = []
-        self.clock: GpuClock | None = None
+        self.clock: Clock = NoClock()
 
     def span(
         self,

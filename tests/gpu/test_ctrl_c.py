@@ -12,7 +12,7 @@ from cuda_runs import logits_of, options, tiers
 from faults import after_interrupt, nothing_left
 
 from layerpack.runtime import host, model, opening, weights
-from layerpack.runtime.generate import GenerateOptions
+from layerpack.runtime.generate_options import GenerateOptions
 from layerpack.runtime.model import Model
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("same_vram_after")]

@@ -20,7 +20,7 @@ import threading
 import torch
 from layerpack.formats.errors import StreamError
 from layerpack.runtime import host
-from layerpack.runtime.generate import GenerateOptions
+from layerpack.runtime.generate_options import GenerateOptions
 from layerpack.runtime.model import Model
 from layerpack.runtime.open_options import OpenOptions
 from layerpack.runtime.plan import Limits

@@ -15,7 +15,7 @@ from faults import nothing_left
 
 from layerpack.formats.errors import CapacityError, StreamError
 from layerpack.runtime import model
-from layerpack.runtime.generate import GenerateOptions
+from layerpack.runtime.generate_options import GenerateOptions
 from layerpack.runtime.model import Model
 from layerpack.runtime.open_options import OpenOptions
 from layerpack.runtime.plan import Limits, Tier

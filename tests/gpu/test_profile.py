@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from layerpack.runtime.generate import GenerateOptions
+from layerpack.runtime.generate_options import GenerateOptions
 from layerpack.runtime.model import Model
 from layerpack.runtime.open_options import OpenOptions
 from layerpack.runtime.plan import Limits, Tier

@@ -16,7 +16,7 @@ from layerpack.formats.errors import StalledError, StreamError
 from layerpack.formats.pack import Pack
 from layerpack.formats.read import BufferedReader
 from layerpack.runtime import model
-from layerpack.runtime.generate import GenerateOptions
+from layerpack.runtime.generate_options import GenerateOptions
 from layerpack.runtime.model import Model
 from layerpack.runtime.open_options import OpenOptions
 from layerpack.runtime.planning import make_plan

@@ -20,7 +20,7 @@ from torch import overrides
 from layerpack.formats.pack import Pack
 from layerpack.formats.read import BufferedReader
 from layerpack.runtime import measure, model, opening, stored, weights
-from layerpack.runtime.generate import GenerateOptions
+from layerpack.runtime.generate_options import GenerateOptions
 from layerpack.runtime.host import HostStore
 from layerpack.runtime.interrupts import deferred_interrupts
 from layerpack.runtime.model import Model

@@ -19,7 +19,7 @@ from layerpack.runtime.bench_options import BenchOptions
 from layerpack.runtime.bench_report import LeftOut, RowResult
 from layerpack.runtime.device_errors import device_errors
 from layerpack.runtime.draft import load_draft
-from layerpack.runtime.generate import GenerateOptions
+from layerpack.runtime.generate_options import GenerateOptions
 from layerpack.runtime.lane import EventFence, HostLane
 from layerpack.runtime.model import Model
 from layerpack.runtime.open_options import OpenOptions

@@ -16,7 +16,7 @@ import torch
 from layerpack.convert.api import convert
 from layerpack.formats.errors import CapacityError, PromptError, SourceError
 from layerpack.formats.pack import Pack
-from layerpack.runtime.generate import GenerateOptions
+from layerpack.runtime.generate_options import GenerateOptions
 from layerpack.runtime.model import Model
 from layerpack.runtime.needs import estimate_needs
 from layerpack.runtime.open_options import OpenOptions
@@ -216,7 +216,7 @@ from transformers.utils import is_accelerate_available
 assert not is_accelerate_available()
 from layerpack.runtime.model import Model
 from layerpack.runtime.open_options import OpenOptions
-from layerpack.runtime.generate import GenerateOptions
+from layerpack.runtime.generate_options import GenerateOptions
 for draft in ({str(checkpoint_of("llama"))!r}, {str(pack_of("llama"))!r}):
     options = OpenOptions(device="cpu", draft=draft)
     with Model.open({str(pack_of("llama"))!r}, options) as model:

@@ -18,7 +18,7 @@ from faults import nothing_left, threads
 
 from layerpack.formats.errors import CapacityError, LayerpackError, StreamError
 from layerpack.runtime import weights
-from layerpack.runtime.generate import GenerateOptions
+from layerpack.runtime.generate_options import GenerateOptions
 from layerpack.runtime.lane import HostLane
 from layerpack.runtime.model import Model
 from layerpack.runtime.open_options import OpenOptions

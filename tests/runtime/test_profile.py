@@ -12,7 +12,7 @@ import pytest
 from layerpack.cli import main as cli
 from layerpack.formats.errors import TargetError
 from layerpack.runtime.chrome_trace import chrome_trace, write_chrome_trace
-from layerpack.runtime.generate import GenerateOptions
+from layerpack.runtime.generate_options import GenerateOptions
 from layerpack.runtime.machine import Machine
 from layerpack.runtime.model import Model
 from layerpack.runtime.open_options import OpenOptions

@@ -11,7 +11,7 @@ from oracles import quantised_reference
 from packs import differing
 
 from layerpack.convert.api import convert
-from layerpack.runtime.generate import GenerateOptions
+from layerpack.runtime.generate_options import GenerateOptions
 from layerpack.runtime.model import Model
 from layerpack.runtime.open_options import OpenOptions
 from layerpack.runtime.plan import Limits
