@@ -16,11 +16,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from layerpack.formats.frame_reader import raw_reader
-from layerpack.formats.frame_table import FRAME_BYTES
-from layerpack.formats.frames import FrameDecoder, encode_frame, zstd_library
-from layerpack.formats.manifest import Blob
-from layerpack.formats.pack import Pack
+from layerpack.formats.frames.coding import FrameDecoder, encode_frame, zstd_library
+from layerpack.formats.frames.table import FRAME_BYTES
+from layerpack.formats.manifest.facts import Blob
+from layerpack.formats.pack import Pack, raw_reader
 from layerpack.formats.read import BufferedReader
 from layerpack.formats.units import align_up
 

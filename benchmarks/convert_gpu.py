@@ -35,14 +35,14 @@ from make_checkpoint import make_checkpoint
 from shapes import SHAPES
 
 from layerpack.convert.api import convert, plan_source
-from layerpack.convert.crew import Crew
-from layerpack.convert.directory import DirectorySource
-from layerpack.convert.nf4_blocks import useful_workers
+from layerpack.convert.nf4.blocks import useful_workers
 from layerpack.convert.options import ConvertOptions
-from layerpack.convert.plan import Action, ConversionPlan
-from layerpack.convert.weights import WeightReader
-from layerpack.formats.blob import BlobWriter
-from layerpack.formats.manifest import Manifest
+from layerpack.convert.pipeline.crew import Crew
+from layerpack.convert.pipeline.weights import WeightReader
+from layerpack.convert.plan.plan import Action, ConversionPlan
+from layerpack.convert.source.directory import DirectorySource
+from layerpack.formats.blob_writer import BlobWriter
+from layerpack.formats.manifest.facts import Manifest
 from layerpack.formats.units import human_bytes
 
 DEVICE = torch.device("cuda")

@@ -24,9 +24,9 @@ from layerpack.formats.errors import LayerpackError
 from layerpack.formats.pack import Pack
 from layerpack.formats.read import open_reader
 from layerpack.formats.units import MIB
-from layerpack.runtime.host import PinnedBuffers
-from layerpack.runtime.pieces import Piece, split
-from layerpack.runtime.slices import Slice, pass_slices
+from layerpack.runtime.core.pieces import Piece, split
+from layerpack.runtime.core.slices import Slice, pass_slices
+from layerpack.runtime.stream.host import PinnedBuffers
 
 WAYS = tuple((threads, piece_mib) for threads in (4, 8, 16) for piece_mib in (4, 16))
 """(threads, MiB a read) that are tried."""

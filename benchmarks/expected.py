@@ -18,14 +18,14 @@ from pathlib import Path
 from pack_shape import BlobShape, blob_shapes, manifest_of
 from shapes import SHAPES
 
-from layerpack.formats.layout import layout_blob
-from layerpack.formats.manifest import Blob
+from layerpack.formats.blob.layout import layout_blob
+from layerpack.formats.manifest.facts import Blob
 from layerpack.formats.pack import Pack
 from layerpack.formats.units import human_bytes
 from layerpack.runtime.assumed import FREE_SHARE
-from layerpack.runtime.machine import Machine
+from layerpack.runtime.machine.machine import Machine
 from layerpack.runtime.open_options import OpenOptions
-from layerpack.runtime.plan import Plan, Tier
+from layerpack.runtime.plan.plan import Plan, Tier
 from layerpack.runtime.planning import plan_on
 
 GB = 1_000_000_000

@@ -21,11 +21,11 @@ from typing import Any
 from pack_shape import BlobShape, blob_shapes, manifest_of
 from shapes import SHAPES
 
+from layerpack.formats.blob.header import encode_header
+from layerpack.formats.blob.layout import layout_blob
 from layerpack.formats.digest import Digest
-from layerpack.formats.header import encode_header
-from layerpack.formats.layout import layout_blob
-from layerpack.formats.manifest import MANIFEST_NAME, Blob, Manifest
-from layerpack.formats.manifest_json import dump_manifest
+from layerpack.formats.manifest.document import dump_manifest
+from layerpack.formats.manifest.facts import MANIFEST_NAME, Blob, Manifest
 
 
 def make_sparse_pack(model: str, path: Path) -> Manifest:

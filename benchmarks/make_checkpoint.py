@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from shapes import SHAPES
 
-from layerpack.formats.header import TensorEntry, encode_header, header_bytes
+from layerpack.formats.blob.header import TensorEntry, encode_header, header_bytes
 from layerpack.formats.units import human_bytes
 
 SHARD_BYTES = 3_900_000_000

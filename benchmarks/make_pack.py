@@ -20,12 +20,12 @@ import numpy as np
 from pack_shape import BlobShape, blob_shapes, manifest_of
 from shapes import SHAPES
 
-from layerpack.formats import nf4
-from layerpack.formats.blob import BlobWriter
+from layerpack.formats.blob import nf4
+from layerpack.formats.blob.layout import layout_blob
+from layerpack.formats.blob_writer import BlobWriter
 from layerpack.formats.digest import bytes_digest
-from layerpack.formats.layout import layout_blob
-from layerpack.formats.manifest import MANIFEST_NAME, Blob, FileEntry, Manifest
-from layerpack.formats.manifest_json import dump_manifest
+from layerpack.formats.manifest.document import dump_manifest
+from layerpack.formats.manifest.facts import MANIFEST_NAME, Blob, FileEntry, Manifest
 from layerpack.formats.units import human_bytes
 
 _ABSMAX = 0.02 * 2.5

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from layerpack.formats.layout import Nf4Spec, PlainSpec
-from layerpack.formats.manifest import (
+from layerpack.formats.blob.layout import Nf4Spec, PlainSpec
+from layerpack.formats.blob.nf4 import Nf4State
+from layerpack.formats.manifest.facts import (
     Blob,
     FileEntry,
     Manifest,
@@ -16,7 +17,6 @@ from layerpack.formats.manifest import (
     Role,
     Source,
 )
-from layerpack.formats.nf4 import Nf4State
 
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 

@@ -15,9 +15,9 @@ import torch
 
 from layerpack.formats.read import BufferedReader
 from layerpack.formats.units import GIB
-from layerpack.runtime.host import HostStore
+from layerpack.runtime.core.slices import Slice
 from layerpack.runtime.model import Model
-from layerpack.runtime.slices import Slice
+from layerpack.runtime.stream.host import HostStore
 
 DEVICE = torch.device("cuda", 0)
 GROWTH_FIRST, GROWTH_PASSES = 10, 100
@@ -58,7 +58,7 @@ def time_passes(
     A prefill of `context` goes before them, and `warm_up` passes, these `within` as well. The
     cache is cropped back after each pass, so all passes are alike.
     """
-    from layerpack.runtime.cache import reserved_cache
+    from layerpack.runtime.kv.reserved import reserved_cache
 
     network = model.network
     times_s = []
@@ -92,7 +92,7 @@ def _ids(count: int) -> torch.Tensor:
 
 def measure_growth(model: Model, *, context: int) -> dict[str, int]:
     """How much the marks differ between the tenth pass and a hundred passes later."""
-    from layerpack.runtime.cache import reserved_cache
+    from layerpack.runtime.kv.reserved import reserved_cache
 
     marks = []
     with torch.inference_mode():

@@ -20,8 +20,8 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from layerpack.convert.quantize import Nf4Weight, quantize_nf4
-from layerpack.formats import nf4
+from layerpack.convert.nf4.quantize import Nf4Weight, quantize_nf4
+from layerpack.formats.blob import nf4
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 

@@ -31,13 +31,13 @@ import torch
 
 from layerpack.formats.read import DirectReader, open_reader
 from layerpack.formats.units import MIB
-from layerpack.runtime.host import PinnedBuffers
-from layerpack.runtime.lane import HostLane
-from layerpack.runtime.mapped import advise_needed, map_slice, populate
-from layerpack.runtime.pieces import split
-from layerpack.runtime.plan import NUM_PIECES, PIECE_BYTES
-from layerpack.runtime.ring import ReadRing
-from layerpack.runtime.slices import Part, Slice
+from layerpack.runtime.core.pieces import split
+from layerpack.runtime.core.slices import Part, Slice
+from layerpack.runtime.plan.plan import NUM_PIECES, PIECE_BYTES
+from layerpack.runtime.stream.host import PinnedBuffers
+from layerpack.runtime.stream.lane import HostLane
+from layerpack.runtime.stream.mapped import advise_needed, map_slice, populate
+from layerpack.runtime.stream.ring import ReadRing
 
 LAYER_BYTES = 432 * MIB
 COUNTS = (2, 4, 8, 16)

@@ -16,13 +16,13 @@ import torch
 from disk_alone import Way, probe_ways, read_pass
 from passes import DEVICE, describe_machine, measure_link_limit, time_passes
 
-from layerpack.cli.sizes import parse_size
+from layerpack.cli.options.sizes import parse_size
 from layerpack.formats.pack import Pack
 from layerpack.formats.units import GIB
+from layerpack.runtime.core.slices import pass_slices
 from layerpack.runtime.model import Model
 from layerpack.runtime.open_options import OpenOptions
-from layerpack.runtime.plan import Limits
-from layerpack.runtime.slices import pass_slices
+from layerpack.runtime.plan.plan import Limits
 
 
 class Run:

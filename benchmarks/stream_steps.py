@@ -11,11 +11,11 @@ from passes import GROWTH_PASSES, measure_growth, summary
 from startup import measure_startup
 from stream_run import Run
 
-from layerpack.cli.sizes import parse_size
+from layerpack.cli.options.sizes import parse_size
 from layerpack.formats.units import GIB
-from layerpack.runtime.exact import token_by_token
-from layerpack.runtime.generate_options import DRAFT_TOKENS, GenerateOptions
-from layerpack.runtime.plan import Limits, Tier
+from layerpack.runtime.engine.options import DRAFT_TOKENS, GenerateOptions
+from layerpack.runtime.network.exact import token_by_token
+from layerpack.runtime.plan.plan import Limits, Tier
 
 _DECODED = 24
 

@@ -25,7 +25,7 @@ from layerpack.formats.pack import Pack
 from layerpack.formats.read import open_reader
 from layerpack.formats.units import MIB
 from layerpack.formats.verify import verify_pack
-from layerpack.runtime.page_cache import evict
+from layerpack.runtime.measure.page_cache import evict
 
 _WAYS = [(threads, piece) for threads in (1, 4, 8, 16) for piece in (4 * MIB, 16 * MIB)]
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from layerpack.cli.memory_options import device_option, ram_option, vram_option
-from layerpack.cli.numbers import POSITIVE
+from layerpack.cli.options.memory import device_option, ram_option, vram_option
+from layerpack.cli.options.numbers import POSITIVE
 
 INTERRUPTED = 130
 
@@ -68,10 +68,10 @@ def bench(pack: Path, as_json: bool, plot: Path | None, **options: Any) -> None:
     told on standard error as soon as it is measured.
     """
     # late, as they are slow to import
-    from layerpack.runtime.bench import run_bench
-    from layerpack.runtime.bench_options import BenchOptions
-    from layerpack.runtime.bench_report import LeftOut, RowResult, plotting
-    from layerpack.runtime.bench_rows import ROWS, Row
+    from layerpack.runtime.bench.options import BenchOptions
+    from layerpack.runtime.bench.report import LeftOut, RowResult, plotting
+    from layerpack.runtime.bench.rows import ROWS, Row
+    from layerpack.runtime.bench.run import run_bench
 
     names = [row.name for row in ROWS]
     wanted = tuple(name for name in (options["rows"] or "").split(",") if name)

@@ -9,11 +9,11 @@ import click
 
 from layerpack.cli.progress import byte_bar
 from layerpack.convert.options import ConvertOptions
-from layerpack.formats.nf4 import BLOCK_SIZES
+from layerpack.formats.blob.nf4 import BLOCK_SIZES
 from layerpack.formats.units import human_bytes
 
 if TYPE_CHECKING:
-    from layerpack.convert.remaining import Remaining
+    from layerpack.convert.output.remaining import Remaining
 
 
 @click.command()

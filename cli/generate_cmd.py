@@ -10,8 +10,8 @@ from typing import Any
 
 import click
 
-from layerpack.cli.memory_options import memory_options
-from layerpack.cli.numbers import SEED, FiniteRange
+from layerpack.cli.options.memory import memory_options
+from layerpack.cli.options.numbers import SEED, FiniteRange
 from layerpack.cli.quick_imports import quick_imports
 from layerpack.formats.errors import PromptError
 from layerpack.formats.text import require_utf8, without_path

@@ -14,13 +14,13 @@ from dataclasses import replace
 from typing import Any
 
 from layerpack.formats.pack import Pack
-from layerpack.runtime.generate_options import GenerateOptions
+from layerpack.runtime.engine.options import GenerateOptions
+from layerpack.runtime.engine.prompt import encode_prompt, most_tokens, tokens_left
 from layerpack.runtime.model import Model
-from layerpack.runtime.needs import context_limit
 from layerpack.runtime.open_options import OpenOptions
-from layerpack.runtime.prompt import encode_prompt, most_tokens, tokens_left
+from layerpack.runtime.plan.needs import context_limit
 from layerpack.runtime.tokenizer import load_tokenizer
-from layerpack.runtime.trace import Trace
+from layerpack.runtime.trace.trace import Trace
 
 
 class Room:

@@ -11,19 +11,19 @@ from typing import Any
 import click
 
 from layerpack.cli.generate_room import Room, open_with_room
-from layerpack.cli.memory_options import limits_of
+from layerpack.cli.options.memory import limits_of
 from layerpack.formats.errors import PromptError
 from layerpack.formats.pack import Pack
 from layerpack.formats.units import human_bytes
 from layerpack.formats.verify import require_intact
-from layerpack.runtime.chrome_trace import write_chrome_trace
+from layerpack.runtime.engine.options import GenerateOptions
 from layerpack.runtime.generate import Generation
-from layerpack.runtime.generate_options import GenerateOptions
 from layerpack.runtime.model import Model
 from layerpack.runtime.open_options import OpenOptions
-from layerpack.runtime.plan_text import plan_text
-from layerpack.runtime.profile import format_profile, profile_steps
-from layerpack.runtime.trace import NO_TRACE, Trace
+from layerpack.runtime.plan.text import plan_text
+from layerpack.runtime.trace.chrome import write_chrome_trace
+from layerpack.runtime.trace.profile import format_profile, profile_steps
+from layerpack.runtime.trace.trace import NO_TRACE, Trace
 
 INTERRUPTED = 130
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import click
 
-from layerpack.cli.inspect_json import pack_document
-from layerpack.cli.inspect_text import pack_lines, tensor_lines
-from layerpack.cli.numbers import POSITIVE
-from layerpack.formats.manifest import MANIFEST_NAME
+from layerpack.cli.options.numbers import POSITIVE
+from layerpack.cli.reports.documents import pack_document
+from layerpack.cli.reports.lines import pack_lines, tensor_lines
+from layerpack.formats.manifest.facts import MANIFEST_NAME
 from layerpack.formats.pack import Pack
 from layerpack.formats.text import is_repo_id
 
@@ -71,12 +71,12 @@ def inspect(target: str, **options: Any) -> None:
         _refuse_revision(target, options)
         _show_pack(target, options)
         return
-    from layerpack.convert.unfinished import find_unfinished, read_unfinished
+    from layerpack.convert.output.unfinished import find_unfinished, read_unfinished
 
     partial = find_unfinished(path)
     if partial is not None:
         _refuse_revision(target, options)
-        from layerpack.cli.inspect_convert import unfinished_document, unfinished_lines
+        from layerpack.cli.reports.unconverted import unfinished_document, unfinished_lines
 
         work = read_unfinished(partial)
         _show(unfinished_document(work) if options["as_json"] else unfinished_lines(work))
@@ -98,7 +98,7 @@ def _show_pack(target: str, options: dict[str, Any]) -> None:
     manifest, speeds = pack.manifest, _speeds(options)
     errors = None
     if options["stats"]:
-        from layerpack.cli.inspect_convert import error_lines, error_rows
+        from layerpack.cli.reports.unconverted import error_lines, error_rows
 
         errors = error_rows(pack, options["source"])
     if options["as_json"]:
@@ -114,7 +114,7 @@ def _show_pack(target: str, options: dict[str, Any]) -> None:
 
 
 def _show_source(target: str, options: dict[str, Any]) -> None:
-    from layerpack.cli.inspect_convert import forecast_document, forecast_lines
+    from layerpack.cli.reports.unconverted import forecast_document, forecast_lines
     from layerpack.convert.options import ConvertOptions
 
     wanted = ConvertOptions(revision=options["revision"])

@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
-from layerpack.cli.memory_options import limits_of, memory_options
-from layerpack.cli.numbers import POSITIVE
-from layerpack.cli.sizes import SIZE
+from layerpack.cli.options.memory import limits_of, memory_options
+from layerpack.cli.options.numbers import POSITIVE
+from layerpack.cli.options.sizes import SIZE
 
 
 @click.command()
@@ -37,7 +37,7 @@ def plan(pack: Path, layers: bool, as_json: bool, **options: Any) -> None:
     from layerpack.formats.pack import Pack
     from layerpack.runtime.assumed import Assumed, machine_for
     from layerpack.runtime.open_options import DEFAULT_CONTEXT_TOKENS, OpenOptions
-    from layerpack.runtime.plan_text import plan_facts, plan_text
+    from layerpack.runtime.plan.text import plan_facts, plan_text
     from layerpack.runtime.planning import plan_on
 
     assumed = Assumed(

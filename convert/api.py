@@ -9,29 +9,29 @@ from pathlib import Path
 
 import torch
 
-from layerpack.convert.checkpoint_files import config_json, index_json
-from layerpack.convert.config import read_config
-from layerpack.convert.destination import Destination
-from layerpack.convert.hub_download import existing_part, usual_cache
-from layerpack.convert.index import INDEX_NAME
-from layerpack.convert.journal import Journal, Progress
-from layerpack.convert.opening import open_source
+from layerpack.convert.hub.download import existing_part, usual_cache
+from layerpack.convert.open_source import open_source
 from layerpack.convert.options import ConvertOptions
-from layerpack.convert.outline import outline_of
-from layerpack.convert.pipeline import run_pipeline
-from layerpack.convert.plan import ConversionPlan
-from layerpack.convert.planner import plan_conversion
-from layerpack.convert.remaining import Remaining, find_remaining
-from layerpack.convert.resume import find_done, producer, run_fingerprint
-from layerpack.convert.small_files import CONFIG_NAME, copied_files
-from layerpack.convert.source import Source
-from layerpack.convert.storage import find_storage
-from layerpack.convert.structure import find_structure
-from layerpack.formats import manifest as pack
+from layerpack.convert.output.checkpoint_files import config_json, index_json
+from layerpack.convert.output.destination import Destination
+from layerpack.convert.output.journal import Journal, Progress
+from layerpack.convert.output.outline import outline_of
+from layerpack.convert.output.remaining import Remaining, find_remaining
+from layerpack.convert.output.resume import find_done, producer, run_fingerprint
+from layerpack.convert.pipeline.pipeline import run_pipeline
+from layerpack.convert.plan.config import read_config
+from layerpack.convert.plan.plan import ConversionPlan
+from layerpack.convert.plan.planner import plan_conversion
+from layerpack.convert.plan.storage import find_storage
+from layerpack.convert.plan.structure import find_structure
+from layerpack.convert.source.index import INDEX_NAME
+from layerpack.convert.source.protocol import Source
+from layerpack.convert.source.small_files import CONFIG_NAME, copied_files
 from layerpack.formats.digest import bytes_digest
 from layerpack.formats.disk import is_full
 from layerpack.formats.errors import CapacityError, TargetError
-from layerpack.formats.manifest_json import dump_manifest
+from layerpack.formats.manifest import facts as pack
+from layerpack.formats.manifest.document import dump_manifest
 
 ProgressCallback = Callable[[int, int], None]
 """Called with bytes done and bytes in all, from several threads but one at a time.

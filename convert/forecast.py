@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from layerpack.convert.api import make_manifest, plan_source
-from layerpack.convert.journal import BlobRecord, Progress
-from layerpack.convert.opening import open_source
+from layerpack.convert.open_source import open_source
 from layerpack.convert.options import ConvertOptions
-from layerpack.convert.plan import BlobPlan
-from layerpack.formats.layout import Nf4Spec
-from layerpack.formats.manifest import Manifest
-from layerpack.formats.nf4 import Nf4State
+from layerpack.convert.output.journal import BlobRecord, Progress
+from layerpack.convert.plan.plan import BlobPlan
+from layerpack.formats.blob.layout import Nf4Spec
+from layerpack.formats.blob.nf4 import Nf4State
+from layerpack.formats.manifest.facts import Manifest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,19 +11,18 @@ from pathlib import Path
 import torch
 
 from layerpack.convert.api import plan_source
-from layerpack.convert.dequantize import Nf4Decoder
 from layerpack.convert.dtypes import TORCH_DTYPES
-from layerpack.convert.opening import open_source
+from layerpack.convert.nf4.dequantize import Nf4Decoder
+from layerpack.convert.open_source import open_source
 from layerpack.convert.options import ConvertOptions
-from layerpack.convert.plan import Action, ConversionPlan, Item
-from layerpack.convert.source import Source
-from layerpack.convert.weights import WeightReader
-from layerpack.formats import manifest as formats
-from layerpack.formats import nf4
+from layerpack.convert.pipeline.weights import WeightReader
+from layerpack.convert.plan.plan import Action, ConversionPlan, Item
+from layerpack.convert.source.protocol import Source
+from layerpack.formats.blob import nf4
 from layerpack.formats.errors import SourceError
-from layerpack.formats.frame_reader import raw_reader
-from layerpack.formats.manifest import Blob
-from layerpack.formats.pack import Pack
+from layerpack.formats.manifest import facts as formats
+from layerpack.formats.manifest.facts import Blob
+from layerpack.formats.pack import Pack, raw_reader
 from layerpack.formats.read import BufferedReader, Reader
 from layerpack.formats.summary import stored_as
 

@@ -9,16 +9,15 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from layerpack.convert.destination import Destination
+from layerpack.convert.output.destination import Destination
 from layerpack.formats.digest import Digest, bytes_digest
 from layerpack.formats.disk import is_full
 from layerpack.formats.each_file import ProgressCallback, Report, for_each_file
 from layerpack.formats.errors import PackError, StreamError, TargetError
-from layerpack.formats.frame_reader import raw_reader
-from layerpack.formats.frame_table import FrameTable
-from layerpack.formats.manifest import MANIFEST_NAME, Blob, Manifest
-from layerpack.formats.manifest_json import dump_manifest
-from layerpack.formats.pack import Pack
+from layerpack.formats.frames.table import FrameTable
+from layerpack.formats.manifest.document import dump_manifest
+from layerpack.formats.manifest.facts import MANIFEST_NAME, Blob, Manifest
+from layerpack.formats.pack import Pack, raw_reader
 from layerpack.formats.read import Reader, open_reader
 from layerpack.formats.units import MIB, align_up
 from layerpack.formats.write import open_output

@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from layerpack.formats.blob.header import TensorEntry, parse_header, read_header
 from layerpack.formats.errors import PackError
-from layerpack.formats.frame_table import FrameTable
-from layerpack.formats.frames import FrameDecoder
-from layerpack.formats.header import TensorEntry, parse_header, read_header
+from layerpack.formats.frames.coding import FrameDecoder
+from layerpack.formats.frames.reader import FrameReader
+from layerpack.formats.frames.table import FrameTable
 from layerpack.formats.jsontext import parse_json
-from layerpack.formats.manifest import MANIFEST_NAME, UNFINISHED_SUFFIX, Blob, Manifest
-from layerpack.formats.manifest_json import parse_manifest
+from layerpack.formats.manifest.document import parse_manifest
+from layerpack.formats.manifest.facts import MANIFEST_NAME, UNFINISHED_SUFFIX, Blob, Manifest
+from layerpack.formats.read import Reader
 from layerpack.formats.text import without_path
 from layerpack.formats.units import human_bytes
 
@@ -92,6 +94,14 @@ def stored_header(path: Path, table: FrameTable | None) -> tuple[TensorEntry, ..
     except PackError as error:
         raise PackError(f"{path}: its first frame {error}") from error
     return parse_header(bytes(raw), file_bytes=table.raw_bytes, where=str(path))
+
+
+def raw_reader(pack: Pack, inner: Reader) -> Reader:
+    """What reads raw bytes of the pack's blobs: `inner` itself where nothing is compressed."""
+    tables = {
+        pack.blob_path(blob): blob.frames for blob in pack.manifest.blobs if blob.frames is not None
+    }
+    return FrameReader(inner, tables) if tables else inner
 
 
 def read_manifest(path: Path) -> Manifest:

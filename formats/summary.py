@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from layerpack.formats.manifest import Blob, Manifest, Role
-from layerpack.formats.nf4 import SUFFIXES
+from layerpack.formats.blob.nf4 import SUFFIXES
+from layerpack.formats.manifest.facts import Blob, Manifest, Role
 
 NF4 = "NF4"
 

@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from layerpack.formats import nf4
+from layerpack.formats.blob import nf4
 from layerpack.formats.digest import Digest
 from layerpack.formats.each_file import ProgressCallback, Report, for_each_file
 from layerpack.formats.errors import PackError, StreamError
-from layerpack.formats.frame_reader import raw_reader
-from layerpack.formats.manifest import MANIFEST_NAME, Blob, FileEntry
-from layerpack.formats.manifest_json import parse_manifest
-from layerpack.formats.pack import Pack, manifest_bytes, stored_header
+from layerpack.formats.manifest.document import parse_manifest
+from layerpack.formats.manifest.facts import MANIFEST_NAME, Blob, FileEntry
+from layerpack.formats.pack import Pack, manifest_bytes, raw_reader, stored_header
 from layerpack.formats.read import BufferedReader, Reader, open_reader
 from layerpack.formats.units import MIB, align_up
 

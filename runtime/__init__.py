@@ -13,18 +13,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from layerpack.runtime.engine.options import GenerateOptions
     from layerpack.runtime.generate import Generation
-    from layerpack.runtime.generate_options import GenerateOptions
     from layerpack.runtime.model import Model
     from layerpack.runtime.open_options import OpenOptions
-    from layerpack.runtime.plan import Limits
+    from layerpack.runtime.plan.plan import Limits
 
 __all__ = ["GenerateOptions", "Generation", "Limits", "Model", "OpenOptions"]
 
 _MODULES = {
-    "GenerateOptions": "generate_options",
+    "GenerateOptions": "engine.options",
     "Generation": "generate",
-    "Limits": "plan",
+    "Limits": "plan.plan",
     "Model": "model",
     "OpenOptions": "open_options",
 }

@@ -8,10 +8,10 @@ import torch
 
 from layerpack.formats.errors import CapacityError
 from layerpack.formats.pack import Pack
-from layerpack.runtime.machine import Machine, host_memory, pick_device
-from layerpack.runtime.measure import probe_decoding, probe_machine
+from layerpack.runtime.core.slices import pass_slices
+from layerpack.runtime.machine.machine import Machine, host_memory, pick_device
+from layerpack.runtime.measure.links import probe_decoding, probe_machine
 from layerpack.runtime.open_options import OpenOptions
-from layerpack.runtime.slices import pass_slices
 
 FREE_SHARE = 0.8
 """Of the memory that a machine is said to have; its system and programs hold the rest."""

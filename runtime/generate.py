@@ -11,15 +11,15 @@ from typing import Any
 import torch
 
 from layerpack.formats.errors import PromptError, StreamError
-from layerpack.runtime.device_errors import device_errors
-from layerpack.runtime.draft import Draft
-from layerpack.runtime.exact import token_by_token
-from layerpack.runtime.generate_options import GenerateOptions
-from layerpack.runtime.needs import PREFILL_TOKENS
-from layerpack.runtime.passes import StepClock, continued, count_proposed, note_passes
-from layerpack.runtime.prompt import Message, encode_prompt, tokens_left
-from layerpack.runtime.text_sink import TextSink
-from layerpack.runtime.trace import NO_TRACE, Trace
+from layerpack.runtime.core.device_errors import device_errors
+from layerpack.runtime.engine.draft import Draft
+from layerpack.runtime.engine.options import GenerateOptions
+from layerpack.runtime.engine.passes import StepClock, continued, count_proposed, note_passes
+from layerpack.runtime.engine.prompt import Message, encode_prompt, tokens_left
+from layerpack.runtime.engine.text_sink import TextSink
+from layerpack.runtime.network.exact import token_by_token
+from layerpack.runtime.plan.needs import PREFILL_TOKENS
+from layerpack.runtime.trace.trace import NO_TRACE, Trace
 
 _LEAST_TEMPERATURE = 1e-30  # logits over less than that are infinite, and their softmax is not
 
@@ -152,7 +152,7 @@ def _run(
 
     Assisted generation would put prompt and proposals into one pass of any length.
     """
-    from layerpack.runtime.cache import reserved_cache
+    from layerpack.runtime.kv.reserved import reserved_cache
 
     cache = reserved_cache(network.config, int(ids.shape[1]) + new_tokens)
     common = {"streamer": sink, **arguments}

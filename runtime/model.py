@@ -15,28 +15,28 @@ import torch
 
 from layerpack.formats.errors import StreamError
 from layerpack.formats.pack import Pack
-from layerpack.runtime.device_errors import device_errors
-from layerpack.runtime.draft import Draft
-from layerpack.runtime.ends import attach_ends
+from layerpack.runtime.core.device_errors import device_errors
+from layerpack.runtime.engine.draft import Draft
+from layerpack.runtime.engine.options import GenerateOptions
+from layerpack.runtime.engine.prompt import Message
+from layerpack.runtime.engine.text_stream import iterate
 from layerpack.runtime.generate import Generation, run_generation
-from layerpack.runtime.generate_options import GenerateOptions
-from layerpack.runtime.linear import bitsandbytes_functional
-from layerpack.runtime.machine import Machine, pick_device
-from layerpack.runtime.memory_errors import memory_errors
+from layerpack.runtime.loading import Opening
+from layerpack.runtime.machine.machine import Machine, pick_device
+from layerpack.runtime.machine.vram_cap import capped_vram
+from layerpack.runtime.network.ends import attach_ends
+from layerpack.runtime.network.linear import bitsandbytes_functional
+from layerpack.runtime.network.skeleton import build_skeleton, decoder_layers
+from layerpack.runtime.network.warm_up import touch_linear, warming_up
+from layerpack.runtime.network.weights import Weights
 from layerpack.runtime.open_draft import open_draft, with_draft
 from layerpack.runtime.open_options import OpenOptions
-from layerpack.runtime.opening import Opening
-from layerpack.runtime.plan import Plan
+from layerpack.runtime.plan.memory_errors import memory_errors
+from layerpack.runtime.plan.plan import Plan
 from layerpack.runtime.planning import make_plan
-from layerpack.runtime.prompt import Message
 from layerpack.runtime.setup_times import SetupTimes
-from layerpack.runtime.skeleton import build_skeleton, decoder_layers
-from layerpack.runtime.text_stream import iterate
 from layerpack.runtime.tokenizer import load_tokenizer
-from layerpack.runtime.trace import NO_TRACE, Trace
-from layerpack.runtime.vram_cap import capped_vram
-from layerpack.runtime.warm_up import touch_linear, warming_up
-from layerpack.runtime.weights import Weights
+from layerpack.runtime.trace.trace import NO_TRACE, Trace
 
 
 class Model:

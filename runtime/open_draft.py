@@ -12,13 +12,13 @@ from typing import Any
 import torch
 
 from layerpack.formats.errors import CapacityError
-from layerpack.formats.manifest import MANIFEST_NAME
+from layerpack.formats.manifest.facts import MANIFEST_NAME
 from layerpack.formats.pack import Pack
-from layerpack.runtime.draft import Draft, load_draft
-from layerpack.runtime.dtypes import TORCH_DTYPES
-from layerpack.runtime.generate_options import DRAFT_TOKENS
+from layerpack.runtime.core.dtypes import TORCH_DTYPES
+from layerpack.runtime.core.slices import pass_slices
+from layerpack.runtime.engine.draft import Draft, load_draft
+from layerpack.runtime.engine.options import DRAFT_TOKENS
 from layerpack.runtime.open_options import OpenOptions
-from layerpack.runtime.slices import pass_slices
 from layerpack.runtime.tokenizer import load_tokenizer
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from layerpack.runtime.plan import Limits
+from layerpack.runtime.plan.plan import Limits
 
 DEFAULT_CONTEXT_TOKENS = 4096
 

@@ -7,12 +7,12 @@ from dataclasses import replace
 import torch
 
 from layerpack.formats.pack import Pack
-from layerpack.runtime import measure
-from layerpack.runtime.machine import Machine
-from layerpack.runtime.needs import estimate_needs
+from layerpack.runtime.core.slices import pass_slices
+from layerpack.runtime.machine.machine import Machine
+from layerpack.runtime.measure import links as measure
 from layerpack.runtime.open_options import OpenOptions
-from layerpack.runtime.plan import Plan, plan, plan_cpu
-from layerpack.runtime.slices import pass_slices
+from layerpack.runtime.plan.needs import estimate_needs
+from layerpack.runtime.plan.plan import Plan, plan, plan_cpu
 
 
 def make_plan(pack: Pack, device: torch.device, options: OpenOptions) -> tuple[Machine, Plan]:

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import smollm2
 import torch
 from filelock import FileLock
 from smollm2_gguf import fetch_gguf
-from tiny import make_checkpoint
+from support.models import smollm2
+from support.models.tiny import make_checkpoint
 
 CACHE = Path(__file__).parent.parent / ".cache"
 """What is slow to fetch or make and the same each time; `make clean` removes it."""

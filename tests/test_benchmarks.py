@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from layerpack.formats.pack import Pack
-from layerpack.runtime.slices import pass_slices
+from layerpack.runtime.core.slices import pass_slices
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 

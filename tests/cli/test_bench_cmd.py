@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from layerpack.cli import main as cli
-from layerpack.runtime import bench_runner
+from layerpack.runtime.bench import row as bench_runner
 
 PackOf = Callable[..., Path]
 QUICK = ("--device", "cpu", "--context", "4", "--passes", "1", "--rows", "host,disk-buffered")

@@ -9,13 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from packs import compressed
+from support.packs.comparing import compressed
 
 from layerpack.cli import main as cli
 from layerpack.convert import ConvertOptions, convert
 from layerpack.convert.forecast import forecast
-from layerpack.convert.unfinished import read_unfinished
-from layerpack.formats.frame_table import Coding
+from layerpack.convert.output.unfinished import read_unfinished
+from layerpack.formats.frames.table import Coding
 from layerpack.formats.pack import Pack
 from layerpack.formats.units import human_bytes
 

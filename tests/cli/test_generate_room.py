@@ -21,16 +21,16 @@ from layerpack.convert.api import convert
 from layerpack.formats.errors import PromptError
 from layerpack.formats.pack import Pack
 from layerpack.runtime import GenerateOptions, Model, OpenOptions
-from layerpack.runtime.draft import Draft, load_draft
-from layerpack.runtime.prompt import encode_prompt, most_tokens
+from layerpack.runtime.engine.draft import Draft, load_draft
+from layerpack.runtime.engine.prompt import encode_prompt, most_tokens
 from layerpack.runtime.tokenizer import load_tokenizer
-from layerpack.runtime.trace import NO_TRACE
+from layerpack.runtime.trace.trace import NO_TRACE
 
 PackOf = Callable[..., Path]
 _WITHOUT_TRANSFORMERS = """
 import sys, threading
 from layerpack.runtime import Model, OpenOptions
-from layerpack.runtime.weights import Weights
+from layerpack.runtime.network.weights import Weights
 
 def note(self, **options):
     begun.set()

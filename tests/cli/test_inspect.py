@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from imports import HEAVY, imported_by
-from unfinished import run_until
+from support.packs.unfinished import run_until
+from support.runs.imports import HEAVY, imported_by
 
-from layerpack.cli.inspect_text import columns, human_count, human_seconds
 from layerpack.cli.main import layerpack, main
+from layerpack.cli.reports.lines import columns, human_count, human_seconds
 from layerpack.formats.pack import Pack
 from layerpack.formats.summary import fold_layers, pass_bytes, summarise_blobs
 

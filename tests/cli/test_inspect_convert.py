@@ -13,20 +13,21 @@ from typing import Any
 import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit
-from hub_server import COMMIT, HubServer, Repo
-from hub_source import REPO, turn_client_to
-from imports import HEAVY, imported_by
-from oracles import quantised_reference
 from safetensors.torch import load_file, save_file
-from tiny import make_checkpoint, make_sharded
-from unfinished import run_until
+from support.hub.server import COMMIT, HubServer, Repo
+from support.hub.source import REPO, turn_client_to
+from support.models.oracles import quantised_reference
+from support.models.tiny import make_checkpoint, make_sharded
+from support.packs.unfinished import run_until
+from support.runs.imports import HEAVY, imported_by
 
 from layerpack.cli import progress
 from layerpack.cli.main import main
-from layerpack.convert import ConvertOptions, convert, hub_errors
-from layerpack.convert.destination import Destination
-from layerpack.convert.unfinished import read_unfinished
-from layerpack.formats.manifest import UNFINISHED_SUFFIX
+from layerpack.convert import ConvertOptions, convert
+from layerpack.convert.hub import errors as hub_errors
+from layerpack.convert.output.destination import Destination
+from layerpack.convert.output.unfinished import read_unfinished
+from layerpack.formats.manifest.facts import UNFINISHED_SUFFIX
 from layerpack.formats.pack import Pack
 
 Run = Callable[..., Any]

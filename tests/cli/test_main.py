@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 import pytest
-from imports import imported_by
+from support.runs.imports import imported_by
 
 from layerpack.cli import main as cli
 from layerpack.formats.errors import SourceError

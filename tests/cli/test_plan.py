@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from imports import imported_by
+from support.runs.imports import imported_by
 
 from layerpack.cli.main import layerpack
 from layerpack.formats.errors import CapacityError

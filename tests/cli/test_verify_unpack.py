@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from faults import Disk
-from tiny_pack import write_tiny_pack
+from support.packs.tiny import write_tiny_pack
+from support.runs.faults import Disk
 
 from layerpack.cli import main as cli
 

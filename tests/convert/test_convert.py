@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from packs import differing
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from support.packs.comparing import differing
 
 from layerpack.convert import ConvertOptions, convert
-from layerpack.formats.manifest import Role
+from layerpack.formats.manifest.facts import Role
 from layerpack.formats.pack import Pack
 
 ARCHITECTURES: list[tuple[str, dict[str, Any]]] = [

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from packs import compressed, differing
-from unfinished import StopError, partial_of
+from support.packs.comparing import compressed, differing
+from support.packs.unfinished import StopError, partial_of
 
 from layerpack.convert import ConvertOptions, convert
-from layerpack.convert.remaining import Remaining
+from layerpack.convert.output.remaining import Remaining
 from layerpack.convert.unpack import unpack
 from layerpack.formats.errors import (
     DiskFullError,
@@ -22,8 +22,8 @@ from layerpack.formats.errors import (
     PackVersionError,
     TargetError,
 )
-from layerpack.formats.manifest import MANIFEST_NAME
-from layerpack.formats.manifest_json import dump_manifest, parse_manifest
+from layerpack.formats.manifest.document import dump_manifest, parse_manifest
+from layerpack.formats.manifest.facts import MANIFEST_NAME
 from layerpack.formats.pack import Pack
 from layerpack.formats.units import PAGE_BYTES, align_up
 from layerpack.formats.verify import verify_pack

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
-from manifest_damage import Document
-from small_pack import write_small_pack
+from support.packs.manifest_damage import Document
+from support.packs.small import write_small_pack
 
-from layerpack.formats.manifest import Manifest
-from layerpack.formats.manifest_json import dump_manifest
+from layerpack.formats.manifest.document import dump_manifest
+from layerpack.formats.manifest.facts import Manifest
 
 
 @pytest.fixture(scope="module")

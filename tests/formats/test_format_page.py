@@ -9,19 +9,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import mini_reader
 import pytest
 import torch
 from bitsandbytes.functional import QuantState, dequantize_4bit
-from format_example import NORM, WEIGHT, example_weight, write_example
 from safetensors.torch import load_file
-from tiny import make_checkpoint
+from support.models.tiny import make_checkpoint
+from support.packs import mini_reader
+from support.packs.format_example import NORM, WEIGHT, example_weight, write_example
 
 from layerpack.convert import ConvertOptions, convert
-from layerpack.convert.double_quant import nested_map
-from layerpack.formats import nf4
-from layerpack.formats.header import header_bytes
-from layerpack.formats.validate import STORED_DTYPES
+from layerpack.convert.nf4.double_quant import nested_map
+from layerpack.formats.blob import nf4
+from layerpack.formats.blob.header import header_bytes
+from layerpack.formats.manifest.rules import STORED_DTYPES
 
 PAGE = (Path(__file__).parents[2] / "docs" / "format.md").read_text(encoding="utf-8")
 HEX_LINE = re.compile(r"^([0-9a-f]{8}): ((?:[0-9a-f]{2} )+)", re.MULTILINE)

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 from safetensors import safe_open
-from small_pack import write_small_pack
+from support.packs.small import write_small_pack
 
 from layerpack.cli.main import main
 from layerpack.formats.errors import PackError
-from layerpack.formats.manifest import MANIFEST_NAME
+from layerpack.formats.manifest.facts import MANIFEST_NAME
 from layerpack.formats.pack import Pack
 
 BLOB = "layer-001.safetensors"

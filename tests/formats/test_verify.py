@@ -11,11 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tiny_pack import write_tiny_pack
+from support.packs.tiny import write_tiny_pack
 
 from layerpack.formats.errors import LayerpackError, PackError
-from layerpack.formats.manifest import MANIFEST_NAME, Blob, FileEntry
-from layerpack.formats.manifest_json import dump_manifest, parse_manifest
+from layerpack.formats.manifest.document import dump_manifest, parse_manifest
+from layerpack.formats.manifest.facts import MANIFEST_NAME, Blob, FileEntry
 from layerpack.formats.pack import Pack
 from layerpack.formats.read import open_reader
 from layerpack.formats.verify import How, check_file, require_intact, verify_pack

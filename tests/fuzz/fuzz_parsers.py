@@ -24,18 +24,18 @@ import atheris  # type: ignore[import-not-found, import-untyped]
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 with atheris.instrument_imports(include=["layerpack", "json"]):
-    from small_pack import write_small_pack
+    from support.packs.small import write_small_pack
 
-    from layerpack.convert import journal
-    from layerpack.convert.index import weight_map
-    from layerpack.convert.journal import read_journal
-    from layerpack.convert.outline import parse_outline
-    from layerpack.formats import nf4
+    from layerpack.convert.output import journal
+    from layerpack.convert.output.journal import read_journal
+    from layerpack.convert.output.outline import parse_outline
+    from layerpack.convert.source.index import weight_map
+    from layerpack.formats.blob import nf4
+    from layerpack.formats.blob.header import parse_header, read_header
     from layerpack.formats.digest import bytes_digest
     from layerpack.formats.errors import LayerpackError
-    from layerpack.formats.header import parse_header, read_header
-    from layerpack.formats.manifest import MANIFEST_NAME
-    from layerpack.formats.manifest_json import dump_manifest, parse_manifest
+    from layerpack.formats.manifest.document import dump_manifest, parse_manifest
+    from layerpack.formats.manifest.facts import MANIFEST_NAME
     from layerpack.formats.summary import fold_layers, pass_bytes, summarise_blobs
 
 _FOLDER = Path(tempfile.mkdtemp(prefix="layerpack-fuzz-"))

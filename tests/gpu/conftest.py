@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from cuda_runs import logits_of, options
+from support.runs.cuda import logits_of, options
 
 from layerpack.formats.units import MIB
-from layerpack.runtime import host
+from layerpack.runtime.stream import host
 
 
 @pytest.fixture(scope="module")

@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from layerpack.formats.pack import Pack
-from layerpack.runtime.bench import run_bench
-from layerpack.runtime.bench_network import open_network
-from layerpack.runtime.bench_options import BenchOptions
-from layerpack.runtime.bench_rows import ROWS, Method, Row
-from layerpack.runtime.bench_sample import sixteen_bit_pack
+from layerpack.runtime.bench.network import open_network
+from layerpack.runtime.bench.options import BenchOptions
+from layerpack.runtime.bench.rows import ROWS, Method, Row
+from layerpack.runtime.bench.run import run_bench
+from layerpack.runtime.bench.sample import sixteen_bit_pack
 from layerpack.runtime.model import Model
 from layerpack.runtime.open_options import OpenOptions
-from layerpack.runtime.plan import Limits
+from layerpack.runtime.plan.plan import Limits
 
 pytestmark = pytest.mark.gpu
 

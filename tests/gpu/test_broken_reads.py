@@ -8,15 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from cuda_runs import IDS, logits_of, options
-from faults import Disk, nothing_left
+from support.runs.cuda import IDS, logits_of, options
+from support.runs.faults import Disk, nothing_left
 
 from layerpack.formats.errors import StreamError
-from layerpack.runtime import host, model
-from layerpack.runtime.mapped import map_slice
+from layerpack.runtime import model
+from layerpack.runtime.core.slices import Slice
 from layerpack.runtime.model import Model
 from layerpack.runtime.planning import make_plan
-from layerpack.runtime.slices import Slice
+from layerpack.runtime.stream import host
+from layerpack.runtime.stream.mapped import map_slice
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("same_vram_after")]
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from packs import compressed
+from support.packs.comparing import compressed
 
 from layerpack.convert import ConvertOptions, convert
 from layerpack.runtime.model import Model
 from layerpack.runtime.open_options import OpenOptions
-from layerpack.runtime.plan import Limits, Tier
+from layerpack.runtime.plan.plan import Limits, Tier
 
 pytestmark = pytest.mark.gpu
 

@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from cuda_runs import logits_of, options, tiers
-from faults import after_interrupt, nothing_left
+from support.runs.cuda import logits_of, options, tiers
+from support.runs.faults import after_interrupt, nothing_left
 
-from layerpack.runtime import host, model, opening, weights
-from layerpack.runtime.generate_options import GenerateOptions
+from layerpack.runtime import loading as opening
+from layerpack.runtime import model
+from layerpack.runtime.engine.options import GenerateOptions
 from layerpack.runtime.model import Model
+from layerpack.runtime.network import weights
+from layerpack.runtime.stream import host
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("same_vram_after")]
 

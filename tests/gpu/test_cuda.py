@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from oracles import quantised_reference
-from tiny import ARCHITECTURES
+from support.models.oracles import quantised_reference
+from support.models.tiny import ARCHITECTURES
 
-from layerpack.runtime import lane as lane_module
 from layerpack.runtime.model import Model
 from layerpack.runtime.open_options import OpenOptions
-from layerpack.runtime.plan import Limits, Tier
+from layerpack.runtime.plan.plan import Limits, Tier
+from layerpack.runtime.stream import lane as lane_module
 
 pytestmark = pytest.mark.gpu
 

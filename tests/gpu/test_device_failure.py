@@ -19,11 +19,11 @@ import sys
 import threading
 import torch
 from layerpack.formats.errors import StreamError
-from layerpack.runtime import host
-from layerpack.runtime.generate_options import GenerateOptions
+from layerpack.runtime.stream import host
+from layerpack.runtime.engine.options import GenerateOptions
 from layerpack.runtime.model import Model
 from layerpack.runtime.open_options import OpenOptions
-from layerpack.runtime.plan import Limits
+from layerpack.runtime.plan.plan import Limits
 
 registered = set()
 register, unregister = host._register, host._unregister

@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 import torch
-from cuda_runs import IDS, logits_of, options, tiers
-from faults import nothing_left
+from support.runs.cuda import IDS, logits_of, options, tiers
+from support.runs.faults import nothing_left
 
 from layerpack.formats.errors import CapacityError, StreamError
 from layerpack.runtime import model
-from layerpack.runtime.generate_options import GenerateOptions
+from layerpack.runtime.engine.options import GenerateOptions
 from layerpack.runtime.model import Model
 from layerpack.runtime.open_options import OpenOptions
-from layerpack.runtime.plan import Limits, Tier
+from layerpack.runtime.plan.plan import Limits, Tier
 from layerpack.runtime.planning import make_plan
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("same_vram_after")]
@@ -85,7 +85,7 @@ import sys
 import torch
 from layerpack.runtime.model import Model
 from layerpack.runtime.open_options import OpenOptions
-from layerpack.runtime.plan import Limits
+from layerpack.runtime.plan.plan import Limits
 limits = Limits(vram_slices=0, host_slices=2)
 options = OpenOptions(device="cuda", limits=limits, context_tokens=64)
 with Model.open(sys.argv[1], options) as model, torch.no_grad():

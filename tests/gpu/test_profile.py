@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from layerpack.runtime.generate_options import GenerateOptions
+from layerpack.runtime.engine.options import GenerateOptions
 from layerpack.runtime.model import Model
 from layerpack.runtime.open_options import OpenOptions
-from layerpack.runtime.plan import Limits, Tier
-from layerpack.runtime.profile import format_profile, profile_steps
-from layerpack.runtime.trace import Trace
+from layerpack.runtime.plan.plan import Limits, Tier
+from layerpack.runtime.trace.profile import format_profile, profile_steps
+from layerpack.runtime.trace.trace import Trace
 
 pytestmark = pytest.mark.gpu
 

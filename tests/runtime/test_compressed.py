@@ -12,28 +12,27 @@ from typing import Any
 
 import pytest
 import torch
-from faults import Disk, nothing_left
-from packs import compressed
+from support.packs.comparing import compressed
+from support.runs.faults import Disk, nothing_left
 
 from layerpack.convert import ConvertOptions, convert
 from layerpack.formats.errors import StalledError, StreamError
-from layerpack.formats.frame_reader import raw_reader
-from layerpack.formats.frame_table import Coding
-from layerpack.formats.pack import Pack
+from layerpack.formats.frames.table import Coding
+from layerpack.formats.pack import Pack, raw_reader
 from layerpack.formats.read import BufferedReader
 from layerpack.formats.units import MIB
 from layerpack.runtime import model as model_module
-from layerpack.runtime import stored
-from layerpack.runtime.compression import CompressionEffect
-from layerpack.runtime.decode_speed import measure_decode
-from layerpack.runtime.machine import Machine
+from layerpack.runtime.core.pieces import split
+from layerpack.runtime.core.slices import pass_slices
+from layerpack.runtime.machine.machine import Machine
+from layerpack.runtime.measure.decode import measure_decode
 from layerpack.runtime.model import Model
 from layerpack.runtime.open_options import OpenOptions
-from layerpack.runtime.pieces import split
-from layerpack.runtime.plan import Limits, plan_cpu
+from layerpack.runtime.plan.compression import CompressionEffect
+from layerpack.runtime.plan.plan import Limits, plan_cpu
 from layerpack.runtime.planning import make_plan
-from layerpack.runtime.slices import pass_slices
-from layerpack.runtime.stored import FramedMatrix, slices_in_memory, tensor_bytes
+from layerpack.runtime.stream import stored
+from layerpack.runtime.stream.stored import FramedMatrix, slices_in_memory, tensor_bytes
 
 CheckpointOf = Callable[..., Path]
 IDS = torch.tensor([[7, 201, 33, 90, 90, 5, 250, 118, 64, 2, 19]])

@@ -13,20 +13,24 @@ from typing import Any
 
 import pytest
 import torch
-from cpu_runs import FROM_DISK, IDS, MAPPED, logits_of
-from faults import after_interrupt, nothing_left
+from support.runs.cpu import FROM_DISK, IDS, MAPPED, logits_of
+from support.runs.faults import after_interrupt, nothing_left
 from torch import overrides
 
 from layerpack.formats.pack import Pack
 from layerpack.formats.read import BufferedReader
-from layerpack.runtime import measure, model, opening, stored, weights
-from layerpack.runtime.generate_options import GenerateOptions
-from layerpack.runtime.host import HostStore
-from layerpack.runtime.interrupts import deferred_interrupts
+from layerpack.runtime import loading as opening
+from layerpack.runtime import model
+from layerpack.runtime.core.interrupts import deferred_interrupts
+from layerpack.runtime.core.slices import pass_slices
+from layerpack.runtime.engine.options import GenerateOptions
+from layerpack.runtime.measure import links as measure
 from layerpack.runtime.model import Model
+from layerpack.runtime.network import weights
 from layerpack.runtime.open_options import OpenOptions
-from layerpack.runtime.resident import load_resident
-from layerpack.runtime.slices import pass_slices
+from layerpack.runtime.stream import stored
+from layerpack.runtime.stream.host import HostStore
+from layerpack.runtime.stream.resident import load_resident
 
 
 def interrupt(*_: object, **__: object) -> Any:
@@ -74,10 +78,11 @@ def test_ctrl_c_does_not_leave_torch_on_the_meta_device(
 EACH_LINE = """
 import os, signal, sys, time, threading
 from pathlib import Path
-from cpu_runs import FROM_DISK
-from faults import threads
+from support.runs.cpu import FROM_DISK
+from support.runs.faults import threads
 from layerpack.runtime import GenerateOptions, Model
-from layerpack.runtime import stream, text_stream
+from layerpack.runtime.stream import stream
+from layerpack.runtime.engine import text_stream
 
 def trace(frame, event, _):
     name = frame.f_code.co_filename
@@ -213,8 +218,8 @@ def test_ctrl_c_while_a_thread_begins_ends_it(
 def test_ctrl_c_while_closing_still_closes(
     pack: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    from layerpack.runtime.ring import ReadRing
-    from layerpack.runtime.stream import WeightStream
+    from layerpack.runtime.stream.ring import ReadRing
+    from layerpack.runtime.stream.stream import WeightStream
 
     kind: Any = ReadRing if name == "stop" else WeightStream
     with nothing_left(pack), pytest.raises(KeyboardInterrupt), Model.open(pack, FROM_DISK) as m:

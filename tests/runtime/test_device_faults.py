@@ -9,23 +9,26 @@ from typing import Any
 
 import pytest
 import torch
-from faults import nothing_left
+from support.runs.faults import nothing_left
 
 from layerpack.formats.errors import StreamError
 from layerpack.formats.read import BufferedReader
-from layerpack.runtime import bench_runner, measure, model, planning, weights
-from layerpack.runtime.bench import run_bench
-from layerpack.runtime.bench_options import BenchOptions
-from layerpack.runtime.bench_report import LeftOut, RowResult
-from layerpack.runtime.device_errors import device_errors
-from layerpack.runtime.draft import load_draft
-from layerpack.runtime.generate_options import GenerateOptions
-from layerpack.runtime.lane import EventFence, HostLane
+from layerpack.runtime import model, planning
+from layerpack.runtime.bench import row as bench_runner
+from layerpack.runtime.bench.options import BenchOptions
+from layerpack.runtime.bench.report import LeftOut, RowResult
+from layerpack.runtime.bench.run import run_bench
+from layerpack.runtime.core.device_errors import device_errors
+from layerpack.runtime.core.pieces import Piece
+from layerpack.runtime.engine.draft import load_draft
+from layerpack.runtime.engine.options import GenerateOptions
+from layerpack.runtime.measure import links as measure
 from layerpack.runtime.model import Model
+from layerpack.runtime.network import weights
 from layerpack.runtime.open_options import OpenOptions
-from layerpack.runtime.pieces import Piece
-from layerpack.runtime.plan import Limits
-from layerpack.runtime.ring import ReadRing
+from layerpack.runtime.plan.plan import Limits
+from layerpack.runtime.stream.lane import EventFence, HostLane
+from layerpack.runtime.stream.ring import ReadRing
 
 PackOf = Callable[..., Path]
 CPU = torch.device("cpu")

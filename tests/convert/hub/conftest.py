@@ -6,16 +6,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hub_server import HubServer, Repo
-from hub_source import REPO, turn_client_to
+from support.hub.server import HubServer, Repo
+from support.hub.source import REPO, turn_client_to
 
-from layerpack.convert import hub_errors
+from layerpack.convert.hub import errors as hub_errors
 
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small llama in several shards, with what a repository has beside them."""
-    from tiny import make_sharded
+    from support.models.tiny import make_sharded
 
     path = make_sharded(tmp_path_factory.mktemp("checkpoint"))
     (path / "README.md").write_text("not for the pack")

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_server import HubServer
-from hub_source import REPO, copied, message_of, open_hub, shards, take_all
 from huggingface_hub import constants
+from support.hub.server import HubServer
+from support.hub.source import REPO, copied, message_of, open_hub, shards, take_all
 
-from layerpack.convert import hub_errors
+from layerpack.convert.hub import errors as hub_errors
 
 FIRST = "model-00001-of-"
 

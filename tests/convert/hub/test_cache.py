@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 from filelock import FileLock
-from hub_server import COMMIT, HubServer
-from hub_source import REPO, message_of, open_hub, shards, take_all
 from huggingface_hub import constants
+from support.hub.server import COMMIT, HubServer
+from support.hub.source import REPO, message_of, open_hub, shards, take_all
 
 
 def test_orphans_of_killed_downloads_are_cleared_and_whole_shards_used(
@@ -38,7 +38,7 @@ def test_orphans_of_killed_downloads_are_cleared_and_whole_shards_used(
 def kill_in_download(hub: HubServer, tmp_path: Path, shard: Path) -> Path:
     """What a process leaves in the usual cache that is killed as it waits for bytes."""
     script = (
-        "import sys; from pathlib import Path; from layerpack.convert.hub import HubSource\n"
+        "import sys; from pathlib import Path; from layerpack.convert.hub.source import HubSource\n"
         "source = HubSource.open(sys.argv[1], revision=None, scratch=Path(sys.argv[2]),"
         " keep_source=True)\n"
         "source.fetch(sys.argv[3], lambda _: None)"

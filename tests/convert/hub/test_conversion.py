@@ -6,13 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hub_server import COMMIT, HubServer
-from hub_source import REPO, shards
-from packs import differing
-from unfinished import partial_of, run_until, stamps
+from support.hub.server import COMMIT, HubServer
+from support.hub.source import REPO, shards
+from support.packs.comparing import differing
+from support.packs.unfinished import partial_of, run_until, stamps
 
 from layerpack.convert.api import convert
-from layerpack.convert.hub import HubSource
+from layerpack.convert.hub.source import HubSource
 from layerpack.convert.options import ConvertOptions
 from layerpack.formats.errors import HubError, TargetError
 

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hub_server import TOKEN, HubServer
-from hub_source import REPO, copied, message_of, open_hub, shards, take_all
 from huggingface_hub import constants
+from support.hub.server import TOKEN, HubServer
+from support.hub.source import REPO, copied, message_of, open_hub, shards, take_all
 
-from layerpack.convert import hub_errors
 from layerpack.convert.api import convert
+from layerpack.convert.hub import errors as hub_errors
 from layerpack.formats.errors import HubError, SourceError, UnsupportedError
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hub_server import HubServer
-from hub_source import REPO, open_hub, shards
 from huggingface_hub import constants
+from support.hub.server import HubServer
+from support.hub.source import REPO, open_hub, shards
 
 from layerpack.convert.api import convert
 from layerpack.convert.options import ConvertOptions
-from layerpack.convert.remaining import Remaining
+from layerpack.convert.output.remaining import Remaining
 from layerpack.formats.errors import DiskFullError
 
 
@@ -19,7 +19,7 @@ def test_cache_too_small_is_known_beforehand(
     hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr("layerpack.convert.hub_download.shutil.disk_usage", lambda _: usage)
+    monkeypatch.setattr("layerpack.convert.hub.download.shutil.disk_usage", lambda _: usage)
     with pytest.raises(DiskFullError, match=r"1\.0 kB are free"):
         open_hub(tmp_path, keep_source=True)
 

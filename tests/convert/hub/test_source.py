@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from hub_server import COMMIT, HubServer
-from hub_source import REPO, open_hub, shards, take_all
+from support.hub.server import COMMIT, HubServer
+from support.hub.source import REPO, open_hub, shards, take_all
 
-from layerpack.convert.directory import DirectorySource
+from layerpack.convert.source.directory import DirectorySource
 
 
 def test_same_tensors_as_the_directory_and_scratch_emptied_on_the_way(
@@ -48,7 +48,7 @@ def test_headers_are_read_from_a_server_that_ignores_ranges(
     with open_hub(tmp_path) as source:
         wanted = source.tensors
     hub.ignores_ranges = True
-    monkeypatch.setattr("layerpack.convert.hub_client._FIRST_BYTES", 20)
+    monkeypatch.setattr("layerpack.convert.hub.client._FIRST_BYTES", 20)
     with open_hub(tmp_path) as source:
         assert source.tensors == wanted
 
@@ -76,7 +76,7 @@ def test_environment_variables_reach_the_client(
 ) -> None:
     """HF_ENDPOINT and HF_HUB_OFFLINE are read when huggingface_hub is imported: a process each."""
     script = (
-        "import sys; from pathlib import Path; from layerpack.convert.hub import HubSource\n"
+        "import sys; from pathlib import Path; from layerpack.convert.hub.source import HubSource\n"
         "source = HubSource.open(sys.argv[1], revision=None, scratch=Path(sys.argv[2]),"
         " keep_source=True)\n"
         "for facts in source.files: source.fetch(facts.name, lambda _: None)\n"

@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 
 import pytest
-from hub_server import HubServer
-from hub_source import REPO, message_of, open_hub
+from support.hub.server import HubServer
+from support.hub.source import REPO, message_of, open_hub
 
 from layerpack.convert.api import convert
 

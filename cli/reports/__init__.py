@@ -1,0 +1,1 @@
+"""What `layerpack inspect` says."""

@@ -1,0 +1,153 @@
+"""Questions to the Hub: which files, at which commit, and what the headers of its weights say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from layerpack.convert.hub.errors import call_hub, require_endpoint
+from layerpack.formats.blob.header import MAX_HEADER_BYTES, TensorEntry, parse_header
+from layerpack.formats.errors import HubError
+
+_FIRST_BYTES = 100_000
+"""What is asked for of each shard first: its whole header, mostly."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoteFile:
+    """One file as the Hub states it; `sha256` (hex) only of large ones, `cached` if it is here."""
+
+    name: str
+    file_bytes: int
+    sha256: str | None
+    cached: Path | None
+
+    @property
+    def identity(self) -> str:
+        """Changes with the content as far as the Hub tells."""
+        return f"sha256:{self.sha256}" if self.sha256 else f"size:{self.file_bytes}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listing:
+    """A repository at one commit. Names have no directory in them: others are not listed.
+
+    `revision` is the name that was asked for. `offline`: these are only the files that the local
+    cache has.
+    """
+
+    repo: str
+    revision: str | None
+    commit: str
+    files: Mapping[str, RemoteFile]
+    offline: bool = False
+
+
+def list_repo(repo: str, revision: str | None) -> Listing:
+    """One request; offline, what the local cache has. Raises HubError."""
+    require_endpoint()
+    from huggingface_hub import HfApi, constants, try_to_load_from_cache
+
+    if constants.HF_HUB_OFFLINE:
+        return _list_cached(repo, revision)
+    where = repo if revision is None else f"{repo}: revision {revision}"
+    timeout_s = constants.HF_HUB_DOWNLOAD_TIMEOUT  # else a line that swallows all is never given up
+    info = call_hub(
+        where,
+        lambda: HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=timeout_s),
+        is_first=True,
+    )
+    files = {}
+    for sibling in info.siblings or ():
+        name, size_bytes = sibling.rfilename, sibling.size
+        if "/" in name or "\\" in name or size_bytes is None:
+            continue
+        cached = try_to_load_from_cache(repo, name, revision=info.sha)
+        files[name] = RemoteFile(
+            name=name,
+            file_bytes=size_bytes,
+            sha256=sibling.lfs.sha256 if sibling.lfs else None,
+            cached=Path(cached) if isinstance(cached, str) else None,
+        )
+    if info.sha is None:
+        raise HubError(f"{where}: the Hub states no commit for it")
+    return Listing(repo=repo, revision=revision, commit=info.sha, files=files)
+
+
+def remote_header(listing: Listing, name: str) -> tuple[TensorEntry, ...]:
+    """The header of a safetensors file, by one or two range requests. Raises HubError."""
+    file = listing.files[name]
+    where = f"{listing.repo}: {name}"
+    raw = _read_range(listing, name, min(_FIRST_BYTES, file.file_bytes))
+    length = int.from_bytes(raw[:8], "little")
+    if len(raw) < 8 + length <= min(file.file_bytes, MAX_HEADER_BYTES):
+        raw = _read_range(listing, name, 8 + length)
+    return parse_header(raw, file_bytes=file.file_bytes, where=where, error=HubError)
+
+
+def _read_range(listing: Listing, name: str, end_bytes: int) -> bytes:
+    """The file's first `end_bytes` bytes, also from a server that ignores ranges."""
+    from huggingface_hub import constants, get_session, hf_hub_url
+    from huggingface_hub.utils import (  # type: ignore[attr-defined]
+        build_hf_headers,
+        hf_raise_for_status,
+    )
+
+    where = f"{listing.repo}: {name}"
+
+    def ask() -> bytes:
+        headers = {
+            **build_hf_headers(),
+            "Range": f"bytes=0-{end_bytes - 1}",
+            "Accept-Encoding": "identity",
+        }
+        raw = bytearray()
+        with get_session().stream(
+            "GET",
+            hf_hub_url(listing.repo, name, revision=listing.commit),
+            headers=headers,
+            follow_redirects=True,
+            timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
+        ) as response:
+            hf_raise_for_status(response)
+            for piece in response.iter_bytes():
+                raw += piece
+                if len(raw) >= end_bytes:
+                    break
+        return bytes(raw[:end_bytes])
+
+    raw = call_hub(where, ask)
+    if len(raw) < end_bytes:
+        raise HubError(
+            f"{where}: the Hub sent {len(raw)} bytes where {end_bytes} were asked for and the "
+            f"file should have {listing.files[name].file_bytes}; run again"
+        )
+    return raw
+
+
+def _list_cached(repo: str, revision: str | None) -> Listing:
+    from huggingface_hub import hf_hub_download
+
+    config = call_hub(
+        repo,
+        lambda: hf_hub_download(repo, "config.json", revision=revision, local_files_only=True),
+    )
+    snapshot = Path(config).parent
+    return Listing(
+        repo=repo,
+        revision=revision,
+        commit=snapshot.name,
+        files={path.name: _cached_file(path) for path in snapshot.iterdir() if path.is_file()},
+        offline=True,
+    )
+
+
+def _cached_file(path: Path) -> RemoteFile:
+    blob = path.resolve().name  # the cache names a large file's content by its sha256
+    return RemoteFile(
+        name=path.name,
+        file_bytes=path.stat().st_size,
+        sha256=blob if len(blob) == 64 else None,
+        cached=path,
+    )

@@ -1,0 +1,189 @@
+"""Getting one file of a Hub repository onto this machine, and whether it is the right one."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from layerpack.convert.hub.client import Listing, RemoteFile
+from layerpack.convert.hub.errors import call_hub
+from layerpack.convert.hub.xet import ended_by
+from layerpack.formats.blob.header import TensorEntry, read_header
+from layerpack.formats.errors import DiskFullError, SourceError
+from layerpack.formats.units import human_bytes
+
+_HASH_BYTES = 8 << 20
+
+
+def download(
+    listing: Listing,
+    remote: RemoteFile,
+    local_dir: Path | None,
+    report: Callable[[int], None] = lambda _: None,
+) -> Path:
+    """Wait for one file to arrive in `local_dir`, or (None) in the usual cache; where it is then.
+
+    `report` takes the bytes that are new since its last call, none while waiting for another try;
+    it may raise to end the download. Raises HubError, DiskFullError.
+    """
+    from huggingface_hub import hf_hub_download
+
+    progress = _Progress(report)
+
+    def check() -> None:
+        report(0)
+
+    def fetch() -> str:
+        with ended_by(check):
+            return hf_hub_download(
+                listing.repo,
+                remote.name,
+                revision=listing.commit,
+                local_dir=local_dir,
+                tqdm_class=progress.bar_class(),
+            )
+
+    try:
+        path = call_hub(f"{listing.repo}: {remote.name}", fetch, check=check)
+    except DiskFullError as reason:
+        place, free_bytes = _free_space(local_dir)
+        raise DiskFullError(
+            f"{place}: the disk is full, {remote.name} of {listing.repo} takes "
+            f"{human_bytes(remote.file_bytes)} and {human_bytes(free_bytes)} are free; make room "
+            "and run the same command again, it goes on from here"
+        ) from reason
+    progress.reach(remote.file_bytes)
+    return Path(path)
+
+
+def name_commit_in_cache(listing: Listing, name: str) -> None:
+    """Let the usual cache know which commit the revision is, so that it is found offline, too.
+
+    huggingface_hub notes it when a file, here `name`, is asked for by the revision's own name.
+    """
+    from huggingface_hub import hf_hub_download
+
+    call_hub(
+        f"{listing.repo}: {name}",
+        lambda: hf_hub_download(listing.repo, name, revision=listing.revision),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """The sha256 (hex) of a file that is here, and what is wrong with it, if anything."""
+
+    sha256: str
+    problem: str | None
+
+
+def examine(
+    path: Path,
+    remote: RemoteFile,
+    header: tuple[TensorEntry, ...],
+    *,
+    check: Callable[[], None] = lambda: None,
+) -> Finding:
+    """Compare a shard with what the Hub states of it: size, digest, header. Reads all of it.
+
+    `check` is called on the way and may raise to end it.
+    """
+    try:
+        found_bytes = path.stat().st_size
+        digest = _sha256(path, check)
+    except OSError as reason:
+        raise SourceError(f"{path}: cannot be read ({reason.strerror})") from reason
+    problem = None
+    if found_bytes != remote.file_bytes:
+        problem = f"{found_bytes} bytes arrived where the Hub states {remote.file_bytes}"
+    elif remote.sha256 is not None and digest != remote.sha256:
+        problem = f"its sha256 is {digest} where the Hub states {remote.sha256}"
+    elif _header_or_none(path) != header:
+        problem = "its header is not the one that the Hub sent before"
+    return Finding(sha256=digest, problem=problem)
+
+
+def check_cache_space(repo: str, missing_bytes: int) -> None:
+    """Raises DiskFullError if downloads of that size do not fit where the usual cache is."""
+    place, free_bytes = _free_space(None)
+    if free_bytes < missing_bytes:
+        raise DiskFullError(
+            f"{place}: {human_bytes(missing_bytes)} of {repo} are to be kept here but "
+            f"{human_bytes(free_bytes)} are free; make room, set HF_HOME, or leave out "
+            "--keep-source"
+        )
+
+
+def usual_cache() -> Path:
+    """The directory that huggingface_hub keeps downloads in. It may not be there yet."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
+
+
+def existing_part(path: Path) -> Path:
+    """The path itself, or the nearest directory above it that exists."""
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def _free_space(local_dir: Path | None) -> tuple[Path, int]:
+    """Where downloads go to (None: the usual cache), as far as it exists, and bytes free there."""
+    place = existing_part(local_dir or usual_cache())
+    return place, shutil.disk_usage(place).free
+
+
+class _Progress:
+    """Turns the bars that huggingface_hub draws into reports of bytes that are new."""
+
+    def __init__(self, report: Callable[[int], None]) -> None:
+        self._report = report
+        self._reached_bytes = 0
+
+    def reach(self, position_bytes: int) -> None:
+        """A download stands at this byte; one that began anew counts when it passes the old."""
+        if position_bytes > self._reached_bytes:
+            new_bytes = position_bytes - self._reached_bytes
+            self._reached_bytes = position_bytes
+            self._report(new_bytes)
+
+    def bar_class(self) -> type[Any]:
+        """A class that huggingface_hub can use in tqdm's place. Draws nothing."""
+        from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
+
+        progress = self
+
+        class Bar(tqdm):  # type: ignore[misc]
+            def __init__(self, *args: Any, initial: int = 0, **options: Any) -> None:
+                super().__init__(  # type: ignore[no-untyped-call]
+                    *args, **{**options, "initial": initial, "disable": True}
+                )
+                self.position_bytes = initial
+
+            def update(self, n: float | None = 1) -> None:
+                self.position_bytes += int(n or 0)
+                progress.reach(self.position_bytes)
+
+        return Bar
+
+
+def _sha256(path: Path, check: Callable[[], None]) -> str:
+    digest = hashlib.sha256()
+    buffer = memoryview(bytearray(_HASH_BYTES))
+    with open(path, "rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            digest.update(buffer[:count])
+            check()
+    return digest.hexdigest()
+
+
+def _header_or_none(path: Path) -> tuple[TensorEntry, ...] | None:
+    try:
+        return read_header(path, error=SourceError)
+    except SourceError:
+        return None

@@ -1,0 +1,1 @@
+"""From 16 bits to NF4, and back."""

@@ -1,0 +1,1 @@
+"""Where a pack is built, and what of it is done."""

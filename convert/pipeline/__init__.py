@@ -1,0 +1,1 @@
+"""Blobs out of tensors, by threads."""

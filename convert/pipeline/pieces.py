@@ -1,0 +1,147 @@
+"""What the worker threads do: read a piece of a tensor and make of it what the pack stores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+
+from layerpack.convert.nf4.blocks import BlockEncoder
+from layerpack.convert.nf4.quantize import check_absmax
+from layerpack.convert.pipeline.weights import Cut, WeightReader, all_finite, raw_bytes
+from layerpack.convert.plan.plan import Action, Item
+from layerpack.convert.plan.storage import Storage
+from layerpack.convert.source.protocol import Source
+from layerpack.formats.blob import nf4
+from layerpack.formats.blob.layout import Nf4Spec
+from layerpack.formats.blob.nf4 import Nf4State
+from layerpack.formats.errors import PackError, SourceError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """Bytes of the stored tensor `name`: all of them, or the next ones.
+
+    `absmax` are those of the blocks of a piece just quantised. The part that holds the state of a
+    weight that is NF4 already comes as `state`: its length is the layout's to say. `ends_item`:
+    nothing more of the item will come. `source_bytes` were read.
+    """
+
+    name: str
+    data: bytes | bytearray | memoryview
+    source_bytes: int
+    ends_item: bool
+    absmax: torch.Tensor | None = None
+    state: Nf4State | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """One piece to be made: a cut of an item, or (`part`) a stored part of an NF4 weight."""
+
+    item: Item
+    cut: Cut
+    part: str | None = None
+
+
+class PieceMaker:
+    """Makes pieces of items, in any number of threads. Holds no tensor between two calls."""
+
+    def __init__(
+        self, source: Source, storage: Storage, *, block_size: int, device: torch.device
+    ) -> None:
+        self._source, self._weights = source, WeightReader(source, storage, device=device)
+        self._encoder = BlockEncoder(block_size=block_size, device=device)
+
+    def tasks(self, item: Item) -> Iterator[Task]:
+        """The pieces to make of an item, in file order. Touches no file."""
+        if item.action is not Action.KEEP:
+            for cut in self._weights.cuts(item):
+                yield Task(item=item, cut=cut)
+            return
+        for part in item.part_names:
+            length_bytes = self._source.tensors[_stored_name(item, part)].length_bytes
+            cut = Cut(
+                rows=None,
+                source_bytes=length_bytes,
+                memory_bytes=length_bytes,
+                is_last=part == item.part_names[-1],
+            )
+            yield Task(item=item, cut=cut, part=part)
+
+    def make(self, task: Task) -> Piece:
+        """Read and encode; waits. Raises SourceError, for values that are not finite among it."""
+        item, cut = task.item, task.cut
+        if task.part is not None:
+            return self._kept(item, cut, task.part)
+        tensor = self._weights.read(item, cut)
+        if item.same_as is not None:
+            self._check_same(item, item.same_as, cut, tensor)
+        name, absmax = item.spec.name, None
+        if item.action is Action.QUANTISE:
+            codes, absmax = self._encoder.encode(tensor.reshape(-1))
+            check_absmax(absmax, name=name)
+            data = raw_bytes(codes)
+        elif all_finite(tensor):
+            data = raw_bytes(tensor)
+        else:
+            raise SourceError(
+                f"tensor {item.source} has values that are not finite in {item.dtype}; "
+                "the checkpoint cannot be converted"
+            )
+        return Piece(
+            name=name,
+            data=data,
+            source_bytes=cut.source_bytes,
+            ends_item=cut.is_last,
+            absmax=absmax,
+        )
+
+    def _check_same(self, item: Item, copy: str, cut: Cut, tensor: torch.Tensor) -> None:
+        """transformers does not tie two weights that differ, whatever config.json says."""
+        if not torch.equal(tensor, self._weights.read(replace(item, source=copy), cut)):
+            raise SourceError(
+                f"tensors {item.source} and {copy} differ, where config.json says that they are "
+                "one; set tie_word_embeddings in it to false, or remove the wrong one"
+            )
+
+    def _kept(self, item: Item, cut: Cut, part: str) -> Piece:
+        """A part of a weight that is NF4 already; what decides how it is read back is checked."""
+        tensor = self._source.read(_stored_name(item, part))
+        data, state = raw_bytes(tensor), None
+        if part.endswith(nf4.STATE):
+            state, data = _kept_state(item, bytes(data)), memoryview(b"")
+        elif part.endswith(nf4.QUANT_MAP) and not part.endswith(nf4.NESTED_QUANT_MAP):
+            if tuple(tensor.flatten().tolist()) != nf4.NF4_CODES:
+                raise SourceError(f"tensor {item.source}: its 16 values are not those of NF4")
+        elif not all_finite(tensor):
+            raise SourceError(f"tensor {item.source}: its scales are not finite")
+        return Piece(
+            name=part,
+            data=data,
+            source_bytes=cut.source_bytes,
+            ends_item=cut.is_last,
+            state=state,
+        )
+
+
+def _kept_state(item: Item, raw: bytes) -> Nf4State:
+    spec = item.spec
+    assert isinstance(spec, Nf4Spec)
+    try:
+        state = nf4.decode_state(raw, where=item.source)
+    except PackError as reason:
+        raise SourceError(str(reason)) from reason
+    if (state.shape, state.block_size, state.double_quant) != (
+        spec.shape,
+        spec.block_size,
+        spec.double_quant,
+    ):
+        raise SourceError(f"tensor {item.source}: its quantisation state does not fit its shape")
+    return state
+
+
+def _stored_name(item: Item, part: str) -> str:
+    """The checkpoint's name of a stored part of an item."""
+    return item.source + part.removeprefix(item.spec.name)

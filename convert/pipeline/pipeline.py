@@ -1,0 +1,174 @@
+"""Blobs out of tensors: files are fetched, pieces read, encoded and written at the same time.
+
+    fetch thread -> order thread -> worker threads: read, encode -> assemble thread -> write thread
+    -> journal
+
+A worker takes a piece from the file to the pack's bytes while a core's cache holds it. Pieces are
+put together in the order they were asked for in, so threads cannot change a byte. Few of them are
+under way at a time: memory holds some pieces, never a tensor. The calling thread only waits: Ctrl-C
+is raised there, and could leave a lock taken for ever if that thread used any.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from layerpack.convert.nf4.blocks import useful_workers
+from layerpack.convert.nf4.quantize import finish_nf4
+from layerpack.convert.nf4.torch_threads import one_torch_thread
+from layerpack.convert.output.destination import Destination
+from layerpack.convert.output.journal import BlobRecord, Journal
+from layerpack.convert.pipeline.conveyor import Conveyor
+from layerpack.convert.pipeline.crew import Channel, Crew
+from layerpack.convert.pipeline.pieces import Piece, PieceMaker
+from layerpack.convert.pipeline.shelf import Shelf
+from layerpack.convert.plan.plan import Action, BlobPlan, ConversionPlan, Item
+from layerpack.convert.source.protocol import Source
+from layerpack.formats.blob import nf4
+from layerpack.formats.blob.layout import Nf4Spec
+from layerpack.formats.blob.nf4 import Nf4State
+from layerpack.formats.blob_writer import BlobWriter
+from layerpack.formats.disk import sync_directory
+
+_PIECES_AHEAD = 4  # of the writer, while a weight's absmax are quantised
+_MAX_BYTES = 2 << 30
+"""Memory of pieces under way: reached only where tensors cannot be cut (GGUF)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Encoded:
+    """What the writer takes: a tensor's bytes, or the next of them, in file order.
+
+    The part that holds a weight's state comes as `state`: its length is the layout's to say.
+    """
+
+    name: str
+    data: bytes | bytearray | memoryview
+    state: Nf4State | None = None
+
+
+def run_pipeline(
+    plan: ConversionPlan,
+    blobs: Sequence[BlobPlan],
+    source: Source,
+    destination: Destination,
+    journal: Journal,
+    *,
+    device: torch.device,
+    undigested: Sequence[str],
+    report: Callable[[int], None],
+) -> None:
+    """Convert `blobs`, in that order, and take the digests of the source files `undigested`.
+
+    Waits until all is on the disk and in the journal. `report` takes the bytes fetched or read
+    since last time, from any thread. Raises the first error of any stage, as it is.
+    """
+    uses = [blob.source_files for blob in blobs]
+    num_workers = useful_workers(device)
+    maker = PieceMaker(source, plan.storage, block_size=plan.quantization.block_size, device=device)
+    level = None if plan.compression is None else plan.compression.level
+    with one_torch_thread(), Crew() as crew:
+        made: Conveyor[Piece] = Conveyor(crew, max_jobs=2 * num_workers + 2, max_bytes=_MAX_BYTES)
+        encoded: Channel[_Encoded] = Channel(crew, _PIECES_AHEAD)
+        shelf = Shelf(
+            crew, source, uses, undigested, report=report, note_digest=journal.source_digest
+        )
+        crew.start("fetch", shelf.fetch_all)
+        crew.start("order", lambda: _order(blobs, shelf, maker, made))
+        for number in range(num_workers):
+            crew.start(f"work-{number}", made.work_all)
+        crew.start("write", lambda: _write(blobs, destination, encoded, journal, level))
+        crew.start("assemble", lambda: _assemble(blobs, made, encoded, shelf, report))
+
+
+def _order(
+    blobs: Sequence[BlobPlan], shelf: Shelf, maker: PieceMaker, made: Conveyor[Piece]
+) -> None:
+    """The order thread: asks for a blob's pieces as soon as its files can be read."""
+    for blob in blobs:
+        shelf.need(blob.source_files)
+        for item in blob.items:
+            for task in maker.tasks(item):
+                made.put(partial(maker.make, task), task.cut.memory_bytes)
+    made.close()
+
+
+def _assemble(
+    blobs: Sequence[BlobPlan],
+    made: Conveyor[Piece],
+    encoded: Channel[_Encoded],
+    shelf: Shelf,
+    report: Callable[[int], None],
+) -> None:
+    """The assemble thread: pieces to the writer, and what only a whole weight's absmax can tell."""
+    arriving = iter(made)
+    for blob in blobs:
+        for item in blob.items:
+            absmax = []
+            for piece in _pieces_of_item(arriving):
+                encoded.put(_Encoded(name=piece.name, data=piece.data, state=piece.state))
+                report(piece.source_bytes)
+                if piece.absmax is not None:
+                    absmax.append(piece.absmax)
+            if item.action is Action.QUANTISE:
+                for part in _finished(item, torch.cat(absmax)):
+                    encoded.put(part)
+        shelf.done(blob.source_files)
+    encoded.close()
+
+
+def _pieces_of_item(arriving: Iterator[Piece]) -> Iterator[Piece]:
+    for piece in arriving:
+        yield piece
+        if piece.ends_item:
+            return
+
+
+def _finished(item: Item, absmax: torch.Tensor) -> Iterator[_Encoded]:
+    """The parts of a quantised weight that follow its codes."""
+    spec = item.spec
+    assert isinstance(spec, Nf4Spec)
+    weight = finish_nf4(
+        absmax,
+        shape=spec.shape,
+        dtype=item.dtype,
+        block_size=spec.block_size,
+        double_quant=spec.double_quant,
+    )
+    for part in item.part_names[1:-1]:
+        yield _Encoded(name=part, data=weight.part(part.removeprefix(spec.name)))
+    yield _Encoded(name=item.part_names[-1], data=b"", state=weight.state)
+
+
+def _write(
+    blobs: Sequence[BlobPlan],
+    destination: Destination,
+    encoded: Channel[_Encoded],
+    journal: Journal,
+    zstd_level: int | None,
+) -> None:
+    """The write thread: one blob after the other, each in the journal once it is on the disk."""
+    arriving = iter(encoded)
+    for blob in blobs:
+        lengths = {entry.name: entry.length_bytes for entry in blob.layout.tensors}
+        states: dict[str, Nf4State] = {}
+        path = destination.pack / blob.file
+        with BlobWriter(path, blob.layout, zstd_level=zstd_level) as writer:
+            left_bytes = blob.layout.file_bytes - blob.layout.data_start_bytes
+            while left_bytes:
+                have = next(arriving)
+                data = have.data
+                if have.state is not None:
+                    states[have.name.removesuffix(nf4.STATE)] = have.state
+                    data = nf4.encode_state(have.state, lengths[have.name])
+                writer.write(have.name, data)
+                left_bytes -= memoryview(data).nbytes
+        assert writer.digest is not None
+        sync_directory(destination.pack)
+        journal.blob(
+            BlobRecord(file=blob.file, digest=writer.digest, states=states, frames=writer.frames)
+        )

@@ -1,0 +1,114 @@
+"""A checkpoint's weights as 16-bit tensors, piece by piece, whatever they are stored as."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from layerpack.convert.dtypes import TORCH_DTYPES
+from layerpack.convert.plan.naming import FP8_SCALE
+from layerpack.convert.plan.plan import Item
+from layerpack.convert.plan.storage import Storage
+from layerpack.convert.source.protocol import Source
+from layerpack.formats.blob.layout import Nf4Spec
+from layerpack.formats.units import num_elements
+
+PIECE_BYTES = 8 << 20
+"""What a piece of a tensor takes in the source, at most; but a row is never cut.
+
+Small enough for the allocator to hand the same memory out again: fresh pages cost more than the
+read itself. And for a core's share of the cache to hold it from one step to the next.
+"""
+GPU_PIECE_BYTES = 32 << 20
+"""The same where a GPU encodes. A piece takes some forty calls, after each of which its thread
+waits for its turn among the others in Python: with small pieces that is most of the time.
+"""
+_WHOLE_TIMES = 12
+"""Bytes per element while a tensor that cannot be cut is made: floats, twice, and the result."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cut:
+    """A piece of an item to be read: its rows [begin, end), or None: all of it.
+
+    `source_bytes` is its share of the item's, `memory_bytes` what reading it takes for a while.
+    """
+
+    rows: tuple[int, int] | None
+    source_bytes: int
+    memory_bytes: int
+    is_last: bool
+
+
+class WeightReader:
+    """Reads items of a plan. FP8 is dequantised, wider types are rounded to the model's dtype."""
+
+    def __init__(
+        self, source: Source, storage: Storage, *, device: torch.device = torch.device("cpu")
+    ) -> None:
+        """Pieces are as large as suits `device`, and pinned for it if it is a GPU."""
+        self._source, self._storage = source, storage
+        self._pin = device.type == "cuda"
+        self._piece_bytes = GPU_PIECE_BYTES if self._pin else PIECE_BYTES
+
+    def cuts(self, item: Item) -> Iterator[Cut]:
+        """The pieces of an item, along its first dimension; all but the last hold whole blocks."""
+        stored = self._source.tensors[item.source]
+        elements = num_elements(stored.shape)
+        if not stored.shape or not elements or stored.whole_only:
+            times = _WHOLE_TIMES if stored.whole_only else 1
+            yield Cut(
+                rows=None,
+                source_bytes=item.source_bytes,
+                memory_bytes=elements * times,
+                is_last=True,
+            )
+            return
+        count, row_elements = stored.shape[0], elements // stored.shape[0]
+        unit = 1
+        if isinstance(item.spec, Nf4Spec):
+            unit = item.spec.block_size // math.gcd(item.spec.block_size, row_elements)
+        if self._storage.fp8_block:
+            unit = math.lcm(unit, self._storage.fp8_block[0])
+        fitting = self._piece_bytes * count // max(1, stored.length_bytes)
+        step = max(unit, fitting - fitting % unit)
+        for first in range(0, count, step):
+            end = min(first + step, count)
+            yield Cut(
+                rows=(first, end),
+                source_bytes=item.source_bytes * end // count - item.source_bytes * first // count,
+                memory_bytes=stored.length_bytes // count * (end - first),
+                is_last=end == count,
+            )
+
+    def read(self, item: Item, cut: Cut) -> torch.Tensor:
+        """A piece in the model's dtype. Raises SourceError."""
+        tensor = self._source.read(item.source, cut.rows, pin=self._pin)
+        scale_name = item.source + FP8_SCALE
+        if cut.rows and self._storage.fp8_block and scale_name in self._source.tensors:
+            first, end = cut.rows
+            block, columns = self._storage.fp8_block
+            scale = self._source.read(scale_name, (first // block, -(-end // block)))
+            if scale.dtype == torch.uint8:  # exponents of 2, as F8_E8M0 has them
+                scale = (scale.float() - 127).exp2()
+            scale = scale.float().repeat_interleave(block, 0)[: end - first]
+            tensor = tensor.float() * scale.repeat_interleave(columns, 1)[:, : tensor.shape[1]]
+        return tensor.to(TORCH_DTYPES[item.dtype])
+
+
+def all_finite(tensor: torch.Tensor) -> bool:
+    """Whether no value is NaN or infinite: by the extremes, ten times faster than by each value."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    low, high = torch.aminmax(tensor)
+    return bool(torch.isfinite(low) and torch.isfinite(high))
+
+
+def raw_bytes(tensor: torch.Tensor) -> memoryview:
+    """The tensor's memory, as bytes. Keeps the tensor alive."""
+    if not tensor.numel():
+        return memoryview(b"")
+    return memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]

@@ -1,0 +1,1 @@
+"""What a model consists of, and what goes where in a pack. Reads no weight."""

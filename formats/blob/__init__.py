@@ -1,0 +1,1 @@
+"""One file of tensors: its header, its layout, NF4 in it."""

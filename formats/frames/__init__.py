@@ -1,0 +1,1 @@
+"""Compressed blobs: frames of zstd."""

@@ -1,0 +1,1 @@
+"""Ways of streaming a pack, timed side by side."""

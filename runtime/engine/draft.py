@@ -1,0 +1,127 @@
+"""A small model that proposes tokens, for the large one to check many of in one pass.
+
+transformers' assisted generation does the proposing and checking; with greedy decoding the text is
+that of the large model alone. Here the draft is loaded, and made to speak the same vocabulary.
+Source: Leviathan et al., Fast Inference from Transformers via Speculative Decoding,
+https://arxiv.org/abs/2211.17192.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from layerpack.formats.errors import CapacityError, SourceError
+from layerpack.formats.text import is_repo_id
+from layerpack.runtime.core.device_errors import is_device_error
+from layerpack.runtime.engine.hub_reach import why_out_of_reach
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draft:
+    """A draft model, resident on the large model's device. `name` is for messages."""
+
+    name: str
+    network: Any
+    tokenizer: Any
+
+    def check_tokens(self, tokenizer: Any) -> None:
+        """Raises SourceError if the large model's `tokenizer` gives other tokens."""
+        if self.tokenizer.get_vocab() != tokenizer.get_vocab():
+            raise SourceError(
+                f"draft {self.name}: its tokenizer has another vocabulary than the pack's; "
+                "use a smaller model of the same family"
+            )
+
+    def fit(self, vocab_size: int) -> None:
+        """Let the draft take and give tokens of a vocabulary padded to `vocab_size` entries.
+
+        Models of one family pad the same vocabulary to different sizes (Qwen2.5: 151,936 up to
+        3B, 152,064 for 72B). The draft's logits are cut or filled up, a filled entry being
+        infinitely unlikely; an id that its embedding lacks is read as its last entry.
+        """
+        text_config = self.network.config.get_text_config()
+        have = text_config.vocab_size
+        if vocab_size == have:
+            return
+
+        def fit_logits(_module: Any, _args: Any, logits: torch.Tensor) -> torch.Tensor:
+            if vocab_size < have:
+                return logits[..., :vocab_size]
+            return nn.functional.pad(logits, (0, vocab_size - have), value=float("-inf"))
+
+        def fit_ids(_module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            return (args[0].clamp(max=have - 1), *args[1:])
+
+        self.network.get_output_embeddings().register_forward_hook(fit_logits)
+        self.network.get_input_embeddings().register_forward_pre_hook(fit_ids, prepend=True)
+        text_config.vocab_size = vocab_size
+        self.network.config.vocab_size = vocab_size
+
+    def cache_bytes(self, context_tokens: int) -> int:
+        """Bytes of the draft's KV cache for the whole context."""
+        config = self.network.config.get_text_config()
+        heads = config.num_attention_heads
+        kv_heads = getattr(config, "num_key_value_heads", None) or heads
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+        width = torch.empty((), dtype=self.network.dtype).element_size()
+        return int(2 * config.num_hidden_layers * kv_heads * head_dim * width * context_tokens)
+
+    def arguments(self, num_tokens: int) -> dict[str, Any]:
+        """For transformers' `generate`: propose `num_tokens` a pass, never fewer."""
+        settings = self.network.generation_config
+        settings.num_assistant_tokens = num_tokens
+        settings.num_assistant_tokens_schedule = "constant"
+        settings.assistant_confidence_threshold = 0.0
+        return {"assistant_model": self.network}
+
+
+def load_draft(name: str, *, device: torch.device, dtype: torch.dtype) -> Draft:
+    """A plain checkpoint, from a directory or the Hub, wholly on `device`.
+
+    Where the Hub cannot be reached, from its local cache. Raises SourceError, CapacityError (the
+    device has not enough memory for it).
+    """
+    if not (Path(name).exists() or is_repo_id(name)):
+        raise SourceError(f"draft {name}: no such directory, and not the name of a Hub repository")
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    unreachable = why_out_of_reach(name)
+    from_here = unreachable is not None
+    try:
+        # Not `device_map`: transformers wants accelerate for it.
+        network = transformers.AutoModelForCausalLM.from_pretrained(
+            name, dtype=dtype, trust_remote_code=False, local_files_only=from_here
+        )
+        if network.device != device:
+            network = network.to(device)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            name, trust_remote_code=False, local_files_only=from_here
+        )
+    except torch.OutOfMemoryError as reason:
+        raise CapacityError(
+            f"draft {name}: the device has too little memory for it; use a smaller one"
+        ) from reason
+    except Exception as reason:  # the tokenizers package raises nothing more specific
+        if is_device_error(reason):
+            raise
+        if unreachable is not None and isinstance(reason, OSError):
+            raise SourceError(
+                f"draft {name}: {unreachable}, the local cache lacks it, and there is no such "
+                "directory here; check the name and the network"
+            ) from reason
+        line = (str(reason).strip().splitlines() or [repr(reason)])[0]
+        if Path(name).is_dir():
+            line = line.replace(os.path.join(name, ""), "")  # the message begins with it
+        # An OSError: the Hub was asked, as the name is of no directory, and gave nothing.
+        missing = isinstance(reason, OSError) and not Path(name).exists()
+        here = ", and there is no such directory here" if missing else ""
+        raise SourceError(f"draft {name}: cannot be loaded ({line}){here}") from reason
+    return Draft(name=name, network=network.eval(), tokenizer=tokenizer)

@@ -1,0 +1,1 @@
+"""transformers' model, and our weights in it."""

@@ -1,0 +1,1 @@
+"""Where every slice lives, decided from facts alone."""

@@ -1,0 +1,1 @@
+"""When each stage did what, and what that says."""

@@ -1,0 +1,133 @@
+"""Text as it comes: whole characters only, to a callback or through an iterator."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from support.models.tiny import save_tokenizer
+from support.runs.cpu import FROM_DISK, MAPPED, logits_of
+from support.runs.faults import nothing_left, threads
+
+from layerpack.formats.errors import PromptError
+from layerpack.runtime import GenerateOptions, Model, OpenOptions
+from layerpack.runtime.engine.prompt import Message, encode_prompt
+from layerpack.runtime.engine.text_sink import TextSink
+from layerpack.runtime.engine.text_stream import iterate
+from layerpack.runtime.tokenizer import load_tokenizer
+
+PackOf = Callable[..., Path]
+TEXT = "naïve 😀 — «déjà vu» 漢字 👩‍🚀!"
+
+
+def fed(path: Path, ids: list[int], run_length: int) -> tuple[list[str], TextSink]:
+    pieces: list[str] = []
+    sink = TextSink(load_tokenizer(path), pieces.append)
+    sink.put(torch.tensor([[1, 2, 3]]))
+    for first in range(0, len(ids), run_length):
+        sink.put(torch.tensor(ids[first : first + run_length]))
+    sink.end()
+    return pieces, sink
+
+
+@pytest.mark.parametrize("run_length", [1, 2, 5])
+def test_a_character_split_over_tokens_comes_whole(tmp_path: Path, run_length: int) -> None:
+    save_tokenizer(tmp_path)
+    ids = load_tokenizer(tmp_path)(TEXT).input_ids
+    assert len(ids) == len(TEXT.encode())  # a token a byte
+    pieces, sink = fed(tmp_path, ids, run_length)
+    assert "".join(pieces) == sink.text == TEXT
+    assert not [piece for piece in pieces if "\ufffd" in piece or not piece]
+    assert sink.token_ids == ids
+
+
+def test_half_a_character_at_the_end_is_left_out(tmp_path: Path) -> None:
+    save_tokenizer(tmp_path)
+    ids = load_tokenizer(tmp_path)("so 😀").input_ids[:-1]
+    pieces, sink = fed(tmp_path, ids, 1)
+    assert "".join(pieces) == sink.text == "so "
+    assert sink.token_ids == ids
+
+
+def test_streaming_gives_the_text(pack_of: PackOf) -> None:
+    wanted = GenerateOptions(max_new_tokens=20)
+    with Model.open(pack_of("llama"), OpenOptions(device="cpu")) as model:
+        whole = model.generate("hello", wanted).text
+        assert "".join(model.stream("hello", wanted)) == whole
+        pieces = model.stream("hello", GenerateOptions(max_new_tokens=200))
+        assert next(pieces)
+        pieces.close()  # type: ignore[attr-defined]
+        assert not [t for t in threading.enumerate() if t.name == "layerpack-generate"]
+        with pytest.raises(PromptError, match="empty"):
+            list(model.stream(""))
+        assert model.generate("hello", wanted).text == whole
+
+
+@pytest.mark.parametrize("options", [MAPPED, FROM_DISK], ids=["mapped", "disk"])
+def test_closing_the_model_ends_what_is_kept_of_a_stream(pack: Path, options: OpenOptions) -> None:
+    """The frames of an error that left a loop keep it, without anybody's doing."""
+    logits_of(pack, options)
+    with nothing_left(pack):
+        with pytest.raises(ZeroDivisionError), Model.open(pack, options) as model:
+            pieces = model.stream("hello", GenerateOptions(max_new_tokens=200))
+            for _ in pieces:
+                raise ZeroDivisionError
+        assert threads() == []
+        assert list(pieces) == []
+
+
+@pytest.mark.parametrize(
+    ("prompt", "wanted", "where"),
+    [
+        ("a\udcff", GenerateOptions(), "the prompt"),
+        ("a\udcff", GenerateOptions(raw=True), "the prompt"),
+        ("a", GenerateOptions(system="\ud800"), "the system message"),
+        ([{"role": "user", "content": "\udcff"}], GenerateOptions(), "message 1"),
+    ],
+)
+def test_text_that_is_not_utf8_is_refused(
+    pack_of: PackOf, prompt: str | list[Message], wanted: GenerateOptions, where: str
+) -> None:
+    with pytest.raises(PromptError, match=f"{where} is not UTF-8 text"):
+        encode_prompt(load_tokenizer(pack_of("llama")), prompt, wanted)
+
+
+def test_raw_text_takes_no_system_message(pack_of: PackOf) -> None:
+    with pytest.raises(PromptError, match="a system message goes into the chat template"):
+        encode_prompt(load_tokenizer(pack_of("llama")), "a", GenerateOptions(raw=True, system="b"))
+
+
+@pytest.mark.timeout(20)
+def test_last_words_after_the_end_do_not_hold_it_up() -> None:
+    def stubborn(on_text: Callable[[str], None]) -> None:
+        refused = 0
+        while refused < 3:
+            try:
+                on_text("a")
+            except KeyboardInterrupt:
+                refused += 1
+
+    pieces = iterate(stubborn)
+    assert next(pieces) == "a"
+    pieces.close()
+    assert not [t for t in threading.enumerate() if t.name == "layerpack-generate"]
+
+
+def test_an_iterator_left_early_stops_its_thread() -> None:
+    given: list[str] = []
+
+    def endless(on_text: Callable[[str], None]) -> None:
+        while True:
+            given.append("a")
+            on_text("a")
+
+    for number, piece in enumerate(iterate(endless)):
+        assert piece == "a"
+        if number == 2:
+            break
+    assert not [t for t in threading.enumerate() if t.name == "layerpack-generate"]
+    # Two more than were read at most: one in the queue, one whose writer waited for it.
+    assert 3 <= len(given) <= 6
