@@ -31,6 +31,7 @@ lint: $(READY) ## style, types and the layers of the code
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python .ci/rooms.py
 
 format: $(READY) ## rewrite the code in the style that lint asks for
 	$(BIN)/ruff check --fix .

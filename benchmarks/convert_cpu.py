@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from make_checkpoint import make_checkpoint
-from shapes import SHAPES
+from parts.make_checkpoint import make_checkpoint
+from parts.shapes import SHAPES
 
 from layerpack.formats.units import human_bytes
 

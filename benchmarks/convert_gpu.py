@@ -22,7 +22,7 @@ import statistics
 import tempfile
 import threading
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -31,8 +31,8 @@ from typing import Any
 
 import torch
 from convert_cpu import warm
-from make_checkpoint import make_checkpoint
-from shapes import SHAPES
+from parts.make_checkpoint import make_checkpoint
+from parts.shapes import SHAPES
 
 from layerpack.convert.api import convert, plan_source
 from layerpack.convert.nf4.blocks import useful_workers
@@ -145,7 +145,7 @@ def write_alone(plan: ConversionPlan, out: Path) -> None:
 @contextmanager
 def waits_of_stages() -> Iterator[dict[str, float]]:
     """Seconds that each thread of a conversion waits for another one."""
-    waited: Counter[str] = Counter()
+    waited: dict[str, float] = defaultdict(float)
     original = Crew.wait
 
     def wait(self: Crew, ready: Callable[[], bool]) -> None:

@@ -2,7 +2,7 @@
 
     python benchmarks/disk_alone.py /data/random-72b [--seconds 1]
 
-Short probes pick threads and piece size, each over a region of its own: what was read once may
+Short probes pick threads and extent size, each over a region of its own: what was read once may
 come out of a cache next time. Then the bytes of one whole pass are read once that way. Ends in
 one line of JSON.
 """
@@ -24,9 +24,8 @@ from layerpack.formats.errors import LayerpackError
 from layerpack.formats.pack import Pack
 from layerpack.formats.read import open_reader
 from layerpack.formats.units import MIB
-from layerpack.runtime.core.pieces import Piece, split
-from layerpack.runtime.core.slices import Slice, pass_slices
-from layerpack.runtime.stream.host import PinnedBuffers
+from layerpack.runtime.core.slices import Extent, Slice, pass_slices
+from layerpack.runtime.stream.pinned import PinnedBuffers
 
 WAYS = tuple((threads, piece_mib) for threads in (4, 8, 16) for piece_mib in (4, 16))
 """(threads, MiB a read) that are tried."""
@@ -37,43 +36,43 @@ class Way:
     """How to read, and the GB/s of its probe."""
 
     num_threads: int
-    piece_bytes: int
+    buffer_bytes: int
     gb_s: float
 
     @property
     def title(self) -> str:
         """`8 threads, 16 MiB`."""
-        return f"{self.num_threads} threads, {self.piece_bytes // MIB} MiB"
+        return f"{self.num_threads} threads, {self.buffer_bytes // MIB} MiB"
 
 
 def probe_ways(slices: Sequence[Slice], *, seconds: float) -> list[Way]:
     """Each of WAYS for `seconds` (or to the end of its region of the pass), best first."""
     found = []
     for number, (num_threads, piece_mib) in enumerate(WAYS):
-        pieces = _pieces(slices, piece_mib * MIB)
-        first, last = (len(pieces) * place // len(WAYS) for place in (number, number + 1))
-        gb_s = _read(pieces[first:last], num_threads, piece_mib * MIB, seconds)
-        found.append(Way(num_threads=num_threads, piece_bytes=piece_mib * MIB, gb_s=gb_s))
+        extents = _pieces(slices, piece_mib * MIB)
+        first, last = (len(extents) * place // len(WAYS) for place in (number, number + 1))
+        gb_s = _read(extents[first:last], num_threads, piece_mib * MIB, seconds)
+        found.append(Way(num_threads=num_threads, buffer_bytes=piece_mib * MIB, gb_s=gb_s))
     return sorted(found, key=lambda way: -way.gb_s)
 
 
 def read_pass(slices: Sequence[Slice], way: Way) -> float:
     """GB/s of reading all bytes of a pass once. Raises LayerpackError."""
-    pieces = _pieces(slices, way.piece_bytes)
-    return _read(pieces, way.num_threads, way.piece_bytes, math.inf)
+    extents = _pieces(slices, way.buffer_bytes)
+    return _read(extents, way.num_threads, way.buffer_bytes, math.inf)
 
 
-def _pieces(slices: Sequence[Slice], piece_bytes: int) -> list[Piece]:
-    return [piece for part in slices for piece in split(part, piece_bytes)]
+def _pieces(slices: Sequence[Slice], buffer_bytes: int) -> list[Extent]:
+    return [extent for part in slices for extent in part.extents(buffer_bytes)]
 
 
-def _read(pieces: Sequence[Piece], num_threads: int, piece_bytes: int, seconds: float) -> float:
-    """GB/s of the pieces that were read; direct reads where the system can."""
-    if not pieces:
+def _read(extents: Sequence[Extent], num_threads: int, buffer_bytes: int, seconds: float) -> float:
+    """GB/s of the extents that were read; direct reads where the system can."""
+    if not extents:
         return 0.0
-    reader = open_reader(pieces[0].path)
-    buffers = PinnedBuffers(count=num_threads, each_bytes=piece_bytes, device=torch.device("cpu"))
-    todo = iter(pieces)
+    reader = open_reader(extents[0].path)
+    buffers = PinnedBuffers(count=num_threads, each_bytes=buffer_bytes, device=torch.device("cpu"))
+    todo = iter(extents)
     lock = threading.Lock()
     done_bytes = [0] * num_threads
     errors: list[LayerpackError] = []
@@ -83,15 +82,15 @@ def _read(pieces: Sequence[Piece], num_threads: int, piece_bytes: int, seconds: 
         view = buffers.views[number]
         while time.perf_counter() - begin_s < seconds and not errors:
             with lock:
-                piece = next(todo, None)
-            if piece is None:
+                extent = next(todo, None)
+            if extent is None:
                 return
             try:
-                reader.read(piece.path, piece.offset_bytes, piece.length_bytes, view)
+                reader.read(extent.path, extent.offset_bytes, extent.length_bytes, view)
             except LayerpackError as error:
                 errors.append(error)
             else:
-                done_bytes[number] += piece.length_bytes
+                done_bytes[number] += extent.length_bytes
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(num_threads)]
     for thread in threads:

@@ -15,18 +15,17 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from pack_shape import BlobShape, blob_shapes, manifest_of
-from shapes import SHAPES
+from parts.pack_shape import BlobShape, blob_shapes, manifest_of
+from parts.shapes import SHAPES
 
 from layerpack.formats.blob.layout import layout_blob
 from layerpack.formats.manifest.facts import Blob
 from layerpack.formats.pack import Pack
 from layerpack.formats.units import human_bytes
-from layerpack.runtime.assumed import FREE_SHARE
 from layerpack.runtime.machine.machine import Machine
 from layerpack.runtime.open_options import OpenOptions
 from layerpack.runtime.plan.plan import Plan, Tier
-from layerpack.runtime.planning import plan_on
+from layerpack.runtime.planning import FREE_SHARE, plan_for
 
 GB = 1_000_000_000
 FREE_VRAM_SHARE = 0.94
@@ -73,7 +72,7 @@ def _blob(shape: BlobShape) -> Blob:
     )
 
 
-def plan_for(
+def plan_card(
     pack: Pack, card: Card, memory_bytes: int, disk_gb_s: float, context_tokens: int
 ) -> Plan:
     """The plan for one machine."""
@@ -85,7 +84,7 @@ def plan_for(
         link_gb_s=card.link_gb_s,
         disk_gb_s=disk_gb_s,
     )
-    return plan_on(machine, pack, OpenOptions(context_tokens=context_tokens))
+    return plan_for(machine, pack, OpenOptions(context_tokens=context_tokens))
 
 
 def table(pack: Pack, context_tokens: int) -> str:
@@ -96,7 +95,7 @@ def table(pack: Pack, context_tokens: int) -> str:
     for card in CARDS:
         for memory_bytes in MEMORIES_BYTES:
             plans = [
-                plan_for(pack, card, memory_bytes, gb_s, context_tokens) for gb_s in DISKS.values()
+                plan_card(pack, card, memory_bytes, gb_s, context_tokens) for gb_s in DISKS.values()
             ]
             counts = " / ".join(str(len(plans[0].slices_in(tier))) for tier in Tier)
             rows.append(
@@ -125,7 +124,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         pack = describe_pack(arguments.model, Path(folder))
-        whole = plan_for(pack, CARDS[-1], MEMORIES_BYTES[-1], 1.0, arguments.context)
+        whole = plan_card(pack, CARDS[-1], MEMORIES_BYTES[-1], 1.0, arguments.context)
         moved = sum(part.length_bytes for part in whole.slices)
         print(
             f"Computed by the planner, not measured: seconds per pass of {arguments.model} "

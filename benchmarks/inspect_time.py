@@ -18,8 +18,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pack_shape import BlobShape, blob_shapes, manifest_of
-from shapes import SHAPES
+from parts.pack_shape import BlobShape, blob_shapes, manifest_of
+from parts.shapes import SHAPES
 
 from layerpack.formats.blob.header import encode_header
 from layerpack.formats.blob.layout import layout_blob

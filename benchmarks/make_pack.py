@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pack_shape import BlobShape, blob_shapes, manifest_of
-from shapes import SHAPES
+from parts.pack_shape import BlobShape, blob_shapes, manifest_of
+from parts.shapes import SHAPES
 
 from layerpack.formats.blob import nf4
 from layerpack.formats.blob.layout import layout_blob

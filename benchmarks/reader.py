@@ -4,7 +4,7 @@
     python benchmarks/reader.py [FOLDER] [--gb 4] [--rounds 5]
 
 FOLDER (default: here) says which disk; a file of random bytes is made there and deleted after.
-Direct: our ring of reader threads, its pieces copied into slots, against fio with direct=1, the
+Direct: our ring of reader threads, its extents copied into slots, against fio with direct=1, the
 same block size and the best of a few queue depths. Mapped: what a CPU run does with layers that it
 has no memory for (ask for pages ahead, have them come, copy), against fio's mmap and buffered
 engines, with a cold page cache and with a warm one. Runs alternate; medians, least and most. The
@@ -31,12 +31,12 @@ import torch
 
 from layerpack.formats.read import DirectReader, open_reader
 from layerpack.formats.units import MIB
-from layerpack.runtime.core.pieces import split
-from layerpack.runtime.core.slices import Part, Slice
-from layerpack.runtime.plan.plan import NUM_PIECES, PIECE_BYTES
-from layerpack.runtime.stream.host import PinnedBuffers
+from layerpack.runtime.core.patience import Patience
+from layerpack.runtime.core.slices import Kind, Slice
+from layerpack.runtime.plan.plan import BUFFER_BYTES, NUM_BUFFERS
 from layerpack.runtime.stream.lane import HostLane
 from layerpack.runtime.stream.mapped import advise_needed, map_slice, populate
+from layerpack.runtime.stream.pinned import PinnedBuffers
 from layerpack.runtime.stream.ring import ReadRing
 
 LAYER_BYTES = 432 * MIB
@@ -54,7 +54,7 @@ def make_file(path: Path, total_bytes: int) -> tuple[Slice, ...]:
     return tuple(
         Slice(
             index=index,
-            part=Part.LAYER,
+            kind=Kind.LAYER,
             number=index,
             path=path,
             offset_bytes=offset,
@@ -76,7 +76,7 @@ def fio(
 ) -> float:
     """GB/s by fio's own account of one sequential read of the file."""
     command = ["fio", "--name=limit", f"--filename={path}", "--rw=read", "--readonly"]
-    command += [f"--bs={PIECE_BYTES}", f"--ioengine={engine}", f"--iodepth={depth}"]
+    command += [f"--bs={BUFFER_BYTES}", f"--ioengine={engine}", f"--iodepth={depth}"]
     command += [f"--direct={int(direct)}", f"--invalidate={int(cold)}", "--output-format=json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -85,24 +85,22 @@ def fio(
 
 
 def direct(slices: tuple[Slice, ...], buffers: PinnedBuffers, num_threads: int) -> float:
-    """GB/s of the ring with direct reads, every piece copied to its place in a slot."""
+    """GB/s of the ring with direct reads, every extent copied to its place in a slot."""
     reader = DirectReader()
-    pieces = [(part, piece) for part in slices for piece in split(part, PIECE_BYTES)]
+    extents = [(part, extent) for part in slices for extent in part.extents(BUFFER_BYTES)]
     lane = HostLane(num_slots=2, slot_bytes=LAYER_BYTES)
     for slot in lane.slots:
         slot.zero_()
-    ring = ReadRing(
+    ring = ReadRing.over(
+        [extent for _, extent in extents],
         buffers=buffers.views,
         reader=reader,
-        piece_of=lambda ticket: pieces[ticket][1],
         num_threads=num_threads,
-        num_tickets=len(pieces),
     )
     begin_s = time.perf_counter()
     with ring:
-        for part, _ in pieces:
-            piece, view = ring.take(timeout_s=60)
-            offset = piece.offset_bytes - part.offset_bytes
+        for (part, _), (extent, view) in zip(extents, ring.take_all(Patience()), strict=True):
+            offset = extent.offset_bytes - part.offset_bytes
             lane.copy(part.index % 2, offset, torch.frombuffer(view, dtype=torch.uint8))
             ring.release(lane.fence())
     elapsed_s = time.perf_counter() - begin_s
@@ -147,7 +145,7 @@ def run(path: Path, slices: tuple[Slice, ...], rounds: int) -> dict[str, Any]:
     if not open_reader(path).direct:
         sys.exit(f"{path}: direct reads are not possible on this file system; name another FOLDER")
     engine = fio_engine(path)
-    buffers = PinnedBuffers(count=NUM_PIECES, each_bytes=PIECE_BYTES, device=torch.device("cpu"))
+    buffers = PinnedBuffers(count=NUM_BUFFERS, each_bytes=BUFFER_BYTES, device=torch.device("cpu"))
     for tensor in buffers.tensors:
         tensor.zero_()
     depth = best(f"fio {engine}, depth", lambda n: fio(path, engine, depth=n, direct=True))
@@ -191,7 +189,7 @@ def run(path: Path, slices: tuple[Slice, ...], rounds: int) -> dict[str, Any]:
             "torch": torch.__version__,
         },
         "file_gb": path.stat().st_size / 1e9,
-        "piece_mib": PIECE_BYTES // MIB,
+        "piece_mib": BUFFER_BYTES // MIB,
         "rounds": rounds,
         "gb_s": {
             name: {

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from own_environment import link_own
+from parts.own_environment import link_own
 
 from layerpack.formats.pack import Pack
 

@@ -21,8 +21,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from stream_run import Run, cap_vram
-from stream_steps import STEPS
+from parts.stream_run import Run, cap_vram
+from parts.stream_steps import STEPS
 
 
 def run_steps(run: Run, names: list[str], *, on_step: Callable[[], None]) -> None:

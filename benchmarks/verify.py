@@ -27,18 +27,18 @@ from layerpack.formats.units import MIB
 from layerpack.formats.verify import verify_pack
 from layerpack.runtime.measure.page_cache import evict
 
-_WAYS = [(threads, piece) for threads in (1, 4, 8, 16) for piece in (4 * MIB, 16 * MIB)]
+_WAYS = [(threads, extent) for threads in (1, 4, 8, 16) for extent in (4 * MIB, 16 * MIB)]
 
 
-def read_all(pack: Pack, *, num_threads: int, piece_bytes: int) -> None:
+def read_all(pack: Pack, *, num_threads: int, buffer_bytes: int) -> None:
     """Read every blob, and do nothing with it."""
     reader = open_reader(pack.blob_path(pack.manifest.blobs[0]))
     sizes = {pack.blob_path(blob): blob.file_bytes for blob in pack.manifest.blobs}
 
     def work(path: Path, report: Report) -> None:
-        buffer = memoryview(mmap.mmap(-1, piece_bytes))
-        for begin in range(0, sizes[path], piece_bytes):
-            length = min(piece_bytes, sizes[path] - begin)
+        buffer = memoryview(mmap.mmap(-1, buffer_bytes))
+        for begin in range(0, sizes[path], buffer_bytes):
+            length = min(buffer_bytes, sizes[path] - begin)
             reader.read(path, begin, length, buffer)
             report(length)
 
@@ -61,8 +61,8 @@ def run(path: Path, rounds: int) -> dict[str, Any]:
     pack = Pack.open(path)
 
     def read(way: tuple[int, int]) -> float:
-        threads, piece_bytes = way
-        return rate(pack, lambda: read_all(pack, num_threads=threads, piece_bytes=piece_bytes))
+        threads, buffer_bytes = way
+        return rate(pack, lambda: read_all(pack, num_threads=threads, buffer_bytes=buffer_bytes))
 
     def verified() -> float:
         return rate(pack, lambda: verify_pack(path))
@@ -96,8 +96,8 @@ def run(path: Path, rounds: int) -> dict[str, Any]:
 
 
 def _title(way: tuple[int, int]) -> str:
-    threads, piece_bytes = way
-    return f"{threads} threads, {piece_bytes // MIB} MiB"
+    threads, buffer_bytes = way
+    return f"{threads} threads, {buffer_bytes // MIB} MiB"
 
 
 def main() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Any
 
 import click
 
-from layerpack.cli.generate_room import Room, open_with_room
 from layerpack.cli.options.memory import limits_of
 from layerpack.formats.errors import PromptError
 from layerpack.formats.pack import Pack
@@ -21,6 +19,7 @@ from layerpack.runtime.generate import Generation
 from layerpack.runtime.model import Model
 from layerpack.runtime.open_options import OpenOptions
 from layerpack.runtime.plan.text import plan_text
+from layerpack.runtime.room import tokens_needed
 from layerpack.runtime.trace.chrome import write_chrome_trace
 from layerpack.runtime.trace.profile import format_profile, profile_steps
 from layerpack.runtime.trace.trace import NO_TRACE, Trace
@@ -47,12 +46,11 @@ def run(path: Path, prompt: str, options: dict[str, Any], *, on_open: Callable[[
         exact=options["exact"],
     )
     pack = Pack.open(path)
-    room = Room(pack, prompt, wanted, reserved=options["context"])
     drafting = options["draft"] is not None
-    opening = OpenOptions(
+    how = OpenOptions(
         device=options["device"],
         limits=limits_of(options),
-        context_tokens=room.context_tokens,
+        context_tokens=options["context"] or tokens_needed(pack, prompt, wanted),
         draft=options["draft"],
         proposed_tokens=options["prompt_lookup"] or (options["draft_tokens"] if drafting else 0),
     )
@@ -61,13 +59,12 @@ def run(path: Path, prompt: str, options: dict[str, Any], *, on_open: Callable[[
         write_chrome_trace([], trace_file)  # if that cannot be, better now than after the work
     trace = Trace() if options["profile"] or trace_file is not None else NO_TRACE
     started_s = time.perf_counter()
-    with contextlib.ExitStack() as stack:
-        model = open_with_room(stack, pack, opening, room, trace)
+    with Model.open(pack, how, trace=trace) as model:
         on_open()
         if options["verbose"]:
             click.echo(plan_text(model.plan, model.machine), err=True)
             click.echo(describe_setup(model, started_s - options["began_s"]), err=True)
-        result = model.generate(prompt, room.wanted, on_text=_print_piece)
+        result = model.generate(prompt, wanted, on_text=_print_piece)
         click.echo()
         click.echo(summary(model, result), err=True)
         if options["profile"]:
@@ -83,9 +80,8 @@ def describe_setup(model: Model, before_s: float) -> str:
     setup = model.setup
     draft = f"draft {setup.draft_s:.2f}, " if model.draft is not None else ""
     return (
-        f"[set-up: {before_s:.2f} s imports, {setup.meanwhile_s:.2f} s more of them and the "
-        f"tokenizer beside the weights; {setup.total_s:.2f} s opening: {draft}"
-        f"plan {setup.plan_s:.2f}, network {setup.network_s:.2f}, "
+        f"[set-up: {before_s:.2f} s imports; {setup.total_s:.2f} s opening: {draft}"
+        f"plan {setup.plan_s:.2f}, more imports, tokenizer and network {setup.network_s:.2f}, "
         f"waiting for weights {setup.wait_for_weights_s:.2f}, binding {setup.attach_s:.2f}]"
     )
 
@@ -110,6 +106,8 @@ def summary(model: Model, result: Generation) -> str:
         f"{human_bytes(model.plan.streamed_bytes)} streamed a pass, "
         f"{human_bytes(model.plan.streamed_bytes * result.passes)} in all",
     ]
+    if result.seed is not None:
+        parts.append(f"seed {result.seed}")
     if result.peak_vram_bytes:
         parts.append(f"peak VRAM {human_bytes(result.peak_vram_bytes)}")
     if result.finish == "interrupted":

@@ -35,10 +35,10 @@ def plan(pack: Path, layers: bool, as_json: bool, **options: Any) -> None:
     import json
 
     from layerpack.formats.pack import Pack
-    from layerpack.runtime.assumed import Assumed, machine_for
-    from layerpack.runtime.open_options import DEFAULT_CONTEXT_TOKENS, OpenOptions
+    from layerpack.runtime.core.patience import Patience
+    from layerpack.runtime.open_options import OpenOptions
     from layerpack.runtime.plan.text import plan_facts, plan_text
-    from layerpack.runtime.planning import plan_on
+    from layerpack.runtime.planning import Assumed, assumed_machine, plan_for
 
     assumed = Assumed(
         vram_bytes=options["assume_vram"],
@@ -46,15 +46,15 @@ def plan(pack: Path, layers: bool, as_json: bool, **options: Any) -> None:
         link_gb_s=options["assume_link"],
         disk_gb_s=options["assume_disk"],
     )
-    opening = OpenOptions(
+    how = OpenOptions(
         device=options["device"],
         limits=limits_of(options),
-        context_tokens=options["context"] or DEFAULT_CONTEXT_TOKENS,
+        context_tokens=options["context"],
         refresh=options["refresh"],
     )
     opened = Pack.open(pack)
-    machine = machine_for(opened, opening, assumed)
-    chosen = plan_on(machine, opened, opening)
+    machine = assumed_machine(opened, how, assumed, Patience())
+    chosen = plan_for(machine, opened, how)
     if as_json:
         facts = plan_facts(chosen, machine) | {"assumed": assumed.names()}
         click.echo(json.dumps(facts, indent=1))

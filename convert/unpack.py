@@ -73,24 +73,19 @@ def unpack(
 
 def _plain(manifest: Manifest) -> Manifest:
     """What the manifest would be without compression."""
-    blobs = []
-    for blob in manifest.blobs:
-        table = _table(blob)
-        blobs.append(
-            replace(
-                blob,
-                file=blob.raw_file,
-                file_bytes=table.raw_bytes,
-                digest=table.raw_digest,
-                frames=None,
-            )
+
+    def plain(blob: Blob) -> Blob:
+        if (table := blob.frames) is None:
+            return blob
+        return replace(
+            blob,
+            file=blob.raw_file,
+            file_bytes=table.raw_bytes,
+            digest=table.raw_digest,
+            frames=None,
         )
-    return replace(manifest, compression=None, blobs=tuple(blobs))
 
-
-def _table(blob: Blob) -> FrameTable:
-    assert blob.frames is not None, "validation lets no pack mix plain and compressed blobs"
-    return blob.frames
+    return replace(manifest, compression=None, blobs=tuple(map(plain, manifest.blobs)))
 
 
 def _copy_small_files(pack: Pack, destination: Destination) -> None:
@@ -128,23 +123,26 @@ def _expand_blobs(pack: Pack, destination: Destination, progress: ProgressCallba
 def _expand(
     pack: Pack, blob: Blob, destination: Destination, reader: Reader, report: Report
 ) -> None:
-    table, source, digest = _table(blob), pack.blob_path(blob), Digest()
+    table, source, digest = blob.frames, pack.blob_path(blob), Digest()
+    cuts = list(_cuts(blob.raw_bytes, table))
     # Whole pages: direct reads need them.
-    buffer = memoryview(mmap.mmap(-1, align_up(max(end - begin for begin, end in _cuts(table)))))
+    buffer = memoryview(mmap.mmap(-1, align_up(max(end - begin for begin, end in cuts))))
     with contextlib.closing(open_output(destination.pack / blob.raw_file)) as output:
-        for begin, end in _cuts(table):
+        for begin, end in cuts:
             reader.read(source, begin, end - begin, buffer)
             digest.update(buffer[: end - begin])
             output.write(buffer[: end - begin])
             report(end - begin)
         output.finish()
-    if digest.text != table.raw_digest:
+    if digest.text != (blob.digest if table is None else table.raw_digest):
         raise PackError(f"{source}: expands to other bytes than were packed; run layerpack verify")
 
 
-def _cuts(table: FrameTable) -> Iterator[tuple[int, int]]:
-    """Ranges of raw bytes that begin and end with frames."""
-    step = max(1, _PIECE_BYTES // table.frame_bytes) * table.frame_bytes
-    yield 0, table.first_bytes
-    for begin in range(table.first_bytes, table.raw_bytes, step):
-        yield begin, min(begin + step, table.raw_bytes)
+def _cuts(raw_bytes: int, table: FrameTable | None) -> Iterator[tuple[int, int]]:
+    """Ranges of raw bytes that begin and end with frames, where there are frames."""
+    first, step = 0, _PIECE_BYTES
+    if table is not None:
+        first, step = table.first_bytes, max(1, step // table.frame_bytes) * table.frame_bytes
+        yield 0, first
+    for begin in range(first, raw_bytes, step):
+        yield begin, min(begin + step, raw_bytes)

@@ -11,7 +11,8 @@
     ├── CapacityError          the asked context, tiers or slots do not fit into memory
     ├── StreamError            a layer did not arrive: read error, short read, lost device
     │   └── StalledError       no progress within the watchdog's time
-    └── PromptError            a prompt that cannot be run: empty, too long, no chat template
+    ├── PromptError            a prompt that cannot be run: empty, too long, no chat template
+    └── OptionError            an option's value that means nothing
 
 A message is one line: where, what was wanted, what was found, what to do. Only cli turns
 these into exit codes; anything else that escapes is a bug.
@@ -64,3 +65,7 @@ class StalledError(StreamError):
 
 class PromptError(LayerpackError):
     """A prompt that cannot be run: empty, too long, no chat template."""
+
+
+class OptionError(LayerpackError):
+    """An option's value that means nothing."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from layerpack.formats.blob.nf4 import SUFFIXES
 from layerpack.formats.manifest.facts import Blob, Manifest, Role
 
 NF4 = "NF4"
@@ -102,11 +101,10 @@ def pass_bytes(manifest: Manifest) -> PassBytes:
 
 def stored_as(blob: Blob) -> dict[str, str]:
     """How each weight of the blob is stored: its dtype, or NF4. Constants are left out."""
-    constants = {name + suffix for name in blob.nf4 for suffix in SUFFIXES}
     return {
         entry.name: NF4 if entry.name in blob.nf4 else entry.dtype
         for entry in blob.tensors
-        if entry.name not in constants
+        if entry.name not in blob.constants
     }
 
 

@@ -38,3 +38,9 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's error says, on one line of bounded length: its first, or its name."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else repr(error)

@@ -1,27 +1,30 @@
-"""From a prompt to text: chat template, sampling options, streaming, and what it took."""
+"""From a prompt to text: pass after pass, with tokens that somebody proposed in them."""
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from layerpack.formats.errors import PromptError, StreamError
+from layerpack.formats.text import first_line
 from layerpack.runtime.core.device_errors import device_errors
-from layerpack.runtime.engine.draft import Draft
+from layerpack.runtime.core.patience import CancelledError, Patience
+from layerpack.runtime.engine.draft import Draft, DraftProposer
+from layerpack.runtime.engine.lookup import Lookup
 from layerpack.runtime.engine.options import GenerateOptions
-from layerpack.runtime.engine.passes import StepClock, continued, count_proposed, note_passes
 from layerpack.runtime.engine.prompt import Message, encode_prompt, tokens_left
+from layerpack.runtime.engine.sampling import Sampler
+from layerpack.runtime.engine.sequence import CachedSequence
 from layerpack.runtime.engine.text_sink import TextSink
 from layerpack.runtime.network.exact import token_by_token
-from layerpack.runtime.plan.needs import PREFILL_TOKENS
-from layerpack.runtime.trace.trace import NO_TRACE, Trace
-
-_LEAST_TEMPERATURE = 1e-30  # logits over less than that are infinite, and their softmax is not
+from layerpack.runtime.trace.steps import Pass, Steps
+from layerpack.runtime.trace.trace import Trace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,13 +34,14 @@ class Generation:
     `passes` counts runs of the model, prefill included; `pass_s` their mean, in seconds, a
     draft's time included; `first_pass_s` the first alone. `decode_passes` are those that gave
     tokens: all but the first ones of a long prompt. Of `proposed_tokens`, by a draft or prompt
-    lookup, `accepted_tokens` were right.
+    lookup, `accepted_tokens` were right. `seed` is what was sampled with; None for greedy decoding.
     """
 
     text: str
     token_ids: tuple[int, ...]
     prompt_tokens: int
     finish: str
+    seed: int | None
     passes: int
     decode_passes: int
     proposed_tokens: int
@@ -69,155 +73,155 @@ def run_generation(
     options: GenerateOptions,
     *,
     layers_path: str,
+    patience: Patience,
+    trace: Trace,
+    context_limit: int | None = None,
     reserved_tokens: int | None = None,
     draft: Draft | None = None,
     on_text: Callable[[str], None] | None = None,
-    trace: Trace = NO_TRACE,
 ) -> Generation:
     """See `Model.generate`; the decoder layers are at `layers_path` of `network`.
 
-    `reserved_tokens` is the most that memory was set aside for, None if it was not.
+    `context_limit` is the model's, `reserved_tokens` the most that memory was set aside for; None
+    where there is no bound.
     """
     if draft is not None and options.prompt_lookup_tokens is not None and options.draft_tokens:
         raise PromptError("a draft and prompt lookup exclude each other; ask for one of them")
-    ids = encode_prompt(tokenizer, prompt, options).to(network.device)
+    ids = encode_prompt(tokenizer, prompt, options, embedding_rows=_embedding_rows(network))
     new_tokens = tokens_left(
-        int(ids.shape[1]),
-        options.max_new_tokens,
-        limit=getattr(network.config.get_text_config(), "max_position_embeddings", None),
-        reserved=reserved_tokens,
+        len(ids), options.max_new_tokens, limit=context_limit, reserved=reserved_tokens
     )
-    if options.seed is not None:
-        torch.manual_seed(options.seed)
-    if network.device.type == "cuda":
+    on_gpu = network.device.type == "cuda"
+    if on_gpu:
         torch.cuda.reset_peak_memory_stats(network.device)
     begin_s = time.perf_counter()  # before the first step begins: together they take no longer
-    steps = StepClock(trace)
-    sink = TextSink(tokenizer, on_text, on_ids=steps.tokens_known)
+    run = _Run(network, tokenizer, ids, options, new_tokens, on_text, patience, trace)
     finish = "length"
-    proposing = _proposing_arguments(options, draft)
-    exactly = proposing and options.exact and options.temperature == 0
-    with note_passes(network, steps) as passes:
-        try:
-            _run(
-                network,
-                ids,
-                sink,
-                steps,
-                new_tokens=new_tokens,
-                arguments=_arguments(network, tokenizer, options, int(ids.shape[1])),
-                proposing=proposing,
-                exact_path=layers_path if exactly else None,
-            )
-        except KeyboardInterrupt:
-            finish = "interrupted"
-        except torch.OutOfMemoryError as error:
-            raise StreamError(
-                f"the device ran out of memory in a pass ({str(error).splitlines()[0]}); "
-                "lower --context, or keep fewer layers resident with a lower --vram"
-            ) from error
-        seconds = time.perf_counter() - begin_s
+    try:
+        finish = run.through(layers_path, draft)
+    except CancelledError:
+        finish = "interrupted"
+    except torch.OutOfMemoryError as error:
+        raise StreamError(
+            f"the device ran out of memory in a pass ({first_line(error)}); "
+            "lower --context, or keep fewer layers resident with a lower --vram"
+        ) from error
+    seconds = time.perf_counter() - begin_s
     trace.clock.finish()
-    if finish == "length" and sink.token_ids and sink.token_ids[-1] in _end_ids(network):
-        finish = "stop"
-    decode_passes, proposed = count_proposed(passes, int(ids.shape[1]))
+    passes = run.steps.passes
+    decode_passes, proposed = count_proposed(passes, len(ids))
     return Generation(
-        text=sink.text,
-        token_ids=tuple(sink.token_ids),
-        prompt_tokens=int(ids.shape[1]),
+        text=run.sink.text,
+        token_ids=tuple(run.sink.token_ids),
+        prompt_tokens=len(ids),
         finish=finish,
+        seed=run.sampler.seed,
         passes=len(passes),
         decode_passes=decode_passes,
         proposed_tokens=proposed,
         seconds=seconds,
         first_pass_s=passes[0].seconds if passes else 0.0,
-        peak_vram_bytes=(
-            torch.cuda.max_memory_allocated(network.device) if network.device.type == "cuda" else 0
-        ),
+        peak_vram_bytes=torch.cuda.max_memory_allocated(network.device) if on_gpu else 0,
     )
 
 
-def _run(
-    network: Any,
-    ids: torch.Tensor,
-    sink: TextSink,
-    steps: StepClock,
-    *,
-    new_tokens: int,
-    arguments: dict[str, Any],
-    proposing: dict[str, Any],
-    exact_path: str | None,
-) -> None:
-    """All passes. With proposals the prompt still goes first, as ever, and gives one token.
+class _Run:
+    """One generation: what its passes share."""
 
-    Assisted generation would put prompt and proposals into one pass of any length.
+    def __init__(
+        self,
+        network: Any,
+        tokenizer: Any,
+        ids: Sequence[int],
+        options: GenerateOptions,
+        new_tokens: int,
+        on_text: Callable[[str], None] | None,
+        patience: Patience,
+        trace: Trace,
+    ) -> None:
+        self._network, self._prompt, self._options = network, list(ids), options
+        self._new_tokens, self._patience = new_tokens, patience
+        self._ends = _end_ids(network)
+        self.steps = Steps(trace)
+        self.sampler = Sampler(options)
+        self.sink = TextSink(tokenizer, on_text)
+
+    def through(self, layers_path: str, draft: Draft | None) -> str:
+        """All passes; how it finished. Raises StreamError, CancelledError."""
+        most = len(self._prompt) + self._new_tokens
+        opened = functools.partial(CachedSequence.opened, max_tokens=most, patience=self._patience)
+        exactly = functools.partial(token_by_token, self._network, layers_path)
+        with ExitStack() as stack:
+            sequence = stack.enter_context(opened(self._network, steps=self.steps))
+            propose: Callable[[Sequence[int], int], list[int]] | None = None
+            proposer: DraftProposer | None = None
+            if self._options.prompt_lookup_tokens is not None:
+                propose = Lookup().propose
+            elif draft is not None and self._options.draft_tokens:
+                drafted = stack.enter_context(opened(draft.network))
+                proposer = DraftProposer(drafted, self.sampler)
+                propose = proposer.propose
+            ids = list(self._prompt)
+            while True:
+                proposed: list[int] = []
+                if propose is not None and len(ids) > len(self._prompt):
+                    proposed = propose(ids, self._how_many(sequence, len(ids)))
+                    self.steps.proposed()
+                logits = sequence.extend(
+                    ids + proposed,
+                    rows=1 + len(proposed),
+                    check=exactly if self._options.exact else None,
+                )
+                if propose is not None and len(ids) == len(self._prompt):
+                    sequence.may_forget()
+                chosen = self.sampler.choose(logits, len(ids))
+                right = _equal_front(proposed, chosen)
+                sequence.forget(len(proposed) - right)
+                if proposer is not None:
+                    proposer.accepted(right)
+                new = self._cut(chosen[: right + 1])
+                self.steps.known(len(new))
+                ids += new
+                self.sink.put(new)
+                if new[-1] in self._ends:
+                    return "stop"
+                if len(ids) >= most:
+                    return "length"
+
+    def _how_many(self, sequence: CachedSequence, num_tokens: int) -> int:
+        """Tokens to propose: as asked, but no more than can still be used."""
+        wanted = self._options.prompt_lookup_tokens or self._options.draft_tokens
+        left = len(self._prompt) + self._new_tokens - num_tokens - 1
+        room = sequence.room(num_tokens)
+        return max(0, min(wanted, left) if room is None else min(wanted, left, room))
+
+    def _cut(self, new: list[int]) -> list[int]:
+        """Up to the first end token."""
+        for place, token in enumerate(new):
+            if token in self._ends:
+                return new[: place + 1]
+        return new
+
+
+def count_proposed(passes: Sequence[Pass], prompt_tokens: int) -> tuple[int, int]:
+    """(passes that gave tokens, tokens proposed in all).
+
+    The first passes of a long prompt give none. Of the tokens that went in, the prompt and the
+    last token of each pass before were known; the rest was proposed.
     """
-    from layerpack.runtime.kv.reserved import reserved_cache
-
-    cache = reserved_cache(network.config, int(ids.shape[1]) + new_tokens)
-    common = {"streamer": sink, **arguments}
-    if not proposing or new_tokens == 1:
-        network.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            past_key_values=cache,
-            max_new_tokens=new_tokens,
-            **common,
-        )
-        return
-    begun = network.generate(
-        ids,
-        attention_mask=torch.ones_like(ids),
-        past_key_values=cache,
-        max_new_tokens=1,
-        return_dict_in_generate=True,
-        **common,
-    )
-    if sink.token_ids[-1] in _end_ids(network):
-        return
-    sink.expect_prompt()
-    steps.proposing = True
-    exactly = nullcontext() if exact_path is None else token_by_token(network, exact_path)
-    with continued(network), exactly:
-        network.generate(
-            begun.sequences,
-            attention_mask=torch.ones_like(begun.sequences),
-            past_key_values=begun.past_key_values,
-            max_new_tokens=new_tokens - 1,
-            **common,
-            **proposing,
-        )
+    seen = decode_passes = 0
+    for one in passes:
+        seen += one.num_tokens
+        decode_passes += seen >= prompt_tokens
+    return decode_passes, max(0, seen - prompt_tokens - max(0, decode_passes - 1))
 
 
-def _proposing_arguments(options: GenerateOptions, draft: Draft | None) -> dict[str, Any]:
-    if options.prompt_lookup_tokens is not None:
-        return {"prompt_lookup_num_tokens": options.prompt_lookup_tokens}
-    if draft is not None and options.draft_tokens:
-        return draft.arguments(options.draft_tokens)
-    return {}
-
-
-def _arguments(
-    network: Any, tokenizer: Any, options: GenerateOptions, prompt_tokens: int
-) -> dict[str, Any]:
-    arguments: dict[str, Any] = {
-        "do_sample": options.temperature > 0,
-        # A compiled forward would trace through the hooks that bring the weights.
-        "disable_compile": True,
-    }
-    if network.generation_config.pad_token_id is None:
-        arguments["pad_token_id"] = tokenizer.pad_token_id or next(iter(_end_ids(network)), 0)
-    if options.temperature > 0:
-        arguments |= {
-            "temperature": max(options.temperature, _LEAST_TEMPERATURE),
-            "top_p": options.top_p,
-            "top_k": options.top_k,
-        }
-    else:
-        arguments |= {"temperature": None, "top_p": None, "top_k": None}
-    if prompt_tokens > PREFILL_TOKENS:
-        arguments["prefill_chunk_size"] = PREFILL_TOKENS
-    return arguments
+def _equal_front(some: Sequence[int], others: Sequence[int]) -> int:
+    """How many of the first elements are the same."""
+    for place, (one, other) in enumerate(zip(some, others, strict=False)):
+        if one != other:
+            return place
+    return min(len(some), len(others))
 
 
 def _end_ids(network: Any) -> set[int]:
@@ -225,3 +229,7 @@ def _end_ids(network: Any) -> set[int]:
     if ends is None:
         return set()
     return set(ends) if isinstance(ends, (list, tuple)) else {int(ends)}
+
+
+def _embedding_rows(network: Any) -> int:
+    return int(network.get_input_embeddings().num_embeddings)

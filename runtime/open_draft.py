@@ -14,7 +14,7 @@ import torch
 from layerpack.formats.errors import CapacityError
 from layerpack.formats.manifest.facts import MANIFEST_NAME
 from layerpack.formats.pack import Pack
-from layerpack.runtime.core.dtypes import TORCH_DTYPES
+from layerpack.libraries.dtypes import TORCH_DTYPES
 from layerpack.runtime.core.slices import pass_slices
 from layerpack.runtime.engine.draft import Draft, load_draft
 from layerpack.runtime.engine.options import DRAFT_TOKENS
@@ -28,35 +28,43 @@ def open_draft(
     pack: Pack,
     device: torch.device,
     options: OpenOptions,
-    *,
-    open_pack: Callable[[str, OpenOptions], AbstractContextManager[Any]],
+    open_pack: Callable[[Pack, OpenOptions], AbstractContextManager[Any]],
 ) -> Iterator[Draft]:
     """The draft, wholly on the device, checked to have the pack's tokens.
 
-    `open_pack` is `Model.open`. Raises what it does, and SourceError for an unusable draft.
+    `open_pack` is `opening.opened`. Raises what it does, and SourceError for an unusable draft.
     """
-    if not (Path(name) / MANIFEST_NAME).is_file():
-        draft = load_draft(name, device=device, dtype=TORCH_DTYPES[pack.manifest.model.dtype])
+    with contextlib.ExitStack() as stack:
+        if (Path(name) / MANIFEST_NAME).is_file():
+            draft = _open_pack(name, stack, device, options, open_pack)
+        else:
+            draft = load_draft(name, device=device, dtype=TORCH_DTYPES[pack.manifest.model.dtype])
         draft.check_tokens(load_tokenizer(pack.path))
         yield draft
-        return
-    everything = len(pass_slices(Pack.open(name)))
+
+
+def _open_pack(
+    name: str,
+    stack: contextlib.ExitStack,
+    device: torch.device,
+    options: OpenOptions,
+    open_pack: Callable[[Pack, OpenOptions], AbstractContextManager[Any]],
+) -> Draft:
+    pack = Pack.open(name)
+    everything = len(pass_slices(pack))
     in_vram = everything if device.type == "cuda" else 0
     limits = replace(options.limits, vram_slices=in_vram, host_slices=everything)
     settings = replace(options, device=str(device), limits=limits, draft=None)
-    with contextlib.ExitStack() as stack:
-        try:
-            model = stack.enter_context(open_pack(name, settings))
-        except CapacityError as reason:
-            raise CapacityError(f"draft {name}: does not fit as a whole ({reason})") from reason
-        draft = Draft(name=name, network=model.network, tokenizer=model.tokenizer)
-        draft.check_tokens(load_tokenizer(pack.path))
-        yield draft
+    try:
+        model = stack.enter_context(open_pack(pack, settings))
+    except CapacityError as reason:
+        raise CapacityError(f"draft {name}: does not fit as a whole ({reason})") from reason
+    return Draft(name=name, network=model.network, tokenizer=load_tokenizer(pack.path))
 
 
 def with_draft(options: OpenOptions, draft: Draft) -> OpenOptions:
     """The same, with room for the draft's KV cache and the logits of what it proposes."""
-    cache_bytes = draft.cache_bytes(options.context_tokens)
+    cache_bytes = draft.cache_bytes(options.planned_tokens)
     return replace(
         options,
         proposed_tokens=options.proposed_tokens or DRAFT_TOKENS,

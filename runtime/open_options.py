@@ -14,19 +14,20 @@ class OpenOptions:
     """How to open a model.
 
     `device`: auto, cpu, cuda or cuda:N. `context_tokens`: the most tokens, prompt included, that
-    memory is set aside for. On a GPU runs end there. On a CPU the plan counts with them, but no run
-    is bounded by them: only by its own `max_new_tokens` and the model's context.
+    memory is set aside for; runs end there. None: 4,096, which on a CPU bounds no run, only what
+    the plan counts with.
 
     `direct`: force direct (True) or buffered (False) disk reads. `may_register`: whether mapped
     files may be registered with CUDA. `refresh`: measure the machine's links again. `draft`: a
     smaller model of the same family, a directory or Hub repo or pack, that proposes tokens; it
     stays on the device. `proposed_tokens`: the most that a draft or prompt lookup will propose in a
-    pass. `extra_vram_bytes`: VRAM to leave for others.
+    pass. `extra_vram_bytes`: VRAM to leave for others. `attention`: which of transformers'
+    implementations to use (None: its own choice).
     """
 
     device: str = "auto"
     limits: Limits = field(default_factory=Limits)
-    context_tokens: int = DEFAULT_CONTEXT_TOKENS
+    context_tokens: int | None = None
     direct: bool | None = None
     may_register: bool = True
     draft: str | None = None
@@ -34,4 +35,9 @@ class OpenOptions:
     extra_vram_bytes: int = 0
     watchdog_s: float = 60.0
     refresh: bool = False
-    attention: str = "sdpa"
+    attention: str | None = None
+
+    @property
+    def planned_tokens(self) -> int:
+        """What the plan counts with."""
+        return self.context_tokens or DEFAULT_CONTEXT_TOKENS

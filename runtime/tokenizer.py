@@ -6,13 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from layerpack.formats.errors import PackError
+from layerpack.formats.text import first_line
+from layerpack.libraries import transformers_api
 
 
 def load_tokenizer(path: Path) -> Any:
     """transformers' tokenizer of the pack at `path`. Raises PackError."""
-    import transformers
-
+    names = sorted(file.name for file in path.glob("*token*"))
     try:
-        return transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        return transformers_api.load_tokenizer(path)
     except Exception as reason:  # damaged files break tokenizers in any way
-        raise PackError(f"{path}: has no tokenizer that transformers can load") from reason
+        found = f"{', '.join(names)}: {first_line(reason)}" if names else "it holds none"
+        raise PackError(
+            f"{path}: has no tokenizer that transformers can load ({found})"
+        ) from reason

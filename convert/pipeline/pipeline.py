@@ -33,6 +33,7 @@ from layerpack.formats.blob.layout import Nf4Spec
 from layerpack.formats.blob.nf4 import Nf4State
 from layerpack.formats.blob_writer import BlobWriter
 from layerpack.formats.disk import sync_directory
+from layerpack.formats.frames.table import FRAMES_SUFFIX
 
 _PIECES_AHEAD = 4  # of the writer, while a weight's absmax are quantised
 _MAX_BYTES = 2 << 30
@@ -157,7 +158,8 @@ def _write(
         lengths = {entry.name: entry.length_bytes for entry in blob.layout.tensors}
         states: dict[str, Nf4State] = {}
         path = destination.pack / blob.file
-        with BlobWriter(path, blob.layout, zstd_level=zstd_level) as writer:
+        level = zstd_level if blob.file.endswith(FRAMES_SUFFIX) else None
+        with BlobWriter(path, blob.layout, zstd_level=level) as writer:
             left_bytes = blob.layout.file_bytes - blob.layout.data_start_bytes
             while left_bytes:
                 have = next(arriving)

@@ -38,7 +38,8 @@ def plan_conversion(
         raise UnsupportedError(f"zstd level {options.zstd_level} is not one of 1 to 22")
     suffix = "" if options.zstd_level is None else FRAMES_SUFFIX
     groups: list[tuple[Role, int | None, str, tuple[Parameter, ...]]]
-    groups = [(Role.EMBEDDING, None, f"embed.safetensors{suffix}", structure.before)]
+    # A pass reads few rows of it, by mapping: it stays plain.
+    groups = [(Role.EMBEDDING, None, "embed.safetensors", structure.before)]
     for index, layer in enumerate(structure.layers):
         groups.append((Role.LAYER, index, f"layer-{index:03d}.safetensors{suffix}", layer))
     groups.append((Role.HEAD, None, f"head.safetensors{suffix}", structure.after))

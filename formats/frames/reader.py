@@ -20,6 +20,7 @@ _READ_BYTES = 4 * MIB
 class FrameReader:
     """Reads frames through `inner` and decodes them straight into the caller's buffer.
 
+    A path without a table is a plain file.
     Frames that a range covers only in part are decoded aside: ranges that begin and end with
     frames are the fast way. Each thread has its own scratch memory, of about 4 MiB.
     """
@@ -33,7 +34,9 @@ class FrameReader:
         """Fill `buffer[:length_bytes]` from raw `offset_bytes`; blocks. Raises StreamError."""
         if not length_bytes:
             return
-        table = self._tables[path]
+        if (table := self._tables.get(path)) is None:  # a plain file among them
+            self._inner.read(path, offset_bytes, length_bytes, buffer)
+            return
         if offset_bytes + length_bytes > table.raw_bytes:
             raise StreamError(
                 f"{path}: holds {table.raw_bytes} bytes, wanted {length_bytes} from {offset_bytes}"

@@ -5,6 +5,7 @@ docs/format.md is the normative description. `manifest_json.py` reads and writes
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -91,7 +92,7 @@ class Compression:
     library: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)  # no slots: what is derived is kept
 class Blob:
     """One file of tensors. `layer` is set for Role.LAYER only.
 
@@ -129,13 +130,17 @@ class Blob:
         """Offset of the first tensor: where a read that leaves out the header begins."""
         return self.tensors[0].offset_bytes if self.tensors else self.raw_bytes
 
+    @functools.cached_property
+    def constants(self) -> frozenset[str]:
+        """Names of the tensors that belong to a quantised weight: absmax, maps, state."""
+        return frozenset(name + suffix for name in self.nf4 for suffix in SUFFIXES)
+
     @property
     def num_parameters(self) -> int:
         """Weights in the blob, quantised or not; quantisation constants are not counted."""
-        constants = {name + suffix for name in self.nf4 for suffix in SUFFIXES}
         count = sum(num_elements(state.shape) for state in self.nf4.values())
         for entry in self.tensors:
-            if entry.name not in self.nf4 and entry.name not in constants:
+            if entry.name not in self.nf4 and entry.name not in self.constants:
                 count += num_elements(entry.shape)
         return count
 

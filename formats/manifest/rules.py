@@ -24,7 +24,8 @@ def manifest_problems(manifest: Manifest) -> list[str]:
     problems += _order_problems(manifest)
     problems += [problem for file in manifest.files for problem in _file_problems(file)]
     for blob in manifest.blobs:
-        if (blob.frames is None) != (manifest.compression is None):
+        framed = manifest.compression is not None and blob.role is not Role.EMBEDDING
+        if (blob.frames is not None) != framed:
             problems.append(f"{blob.file}: frames, or none, against features")
     files = [blob.file for blob in manifest.blobs] + [file.name for file in manifest.files]
     names = [entry.name for blob in manifest.blobs for entry in blob.tensors]
@@ -177,11 +178,10 @@ def _nf4_problems(blob: Blob) -> Iterator[str]:
 
 
 def _alignment_problems(blob: Blob) -> Iterator[str]:
-    constants = {name + suffix for name in blob.nf4 for suffix in nf4.SUFFIXES}
     for entry in blob.tensors:
         if entry.name in blob.nf4:
             alignment = PAGE_BYTES
-        elif entry.name in constants:
+        elif entry.name in blob.constants:
             continue  # an odd number of codes puts its constants at odd offsets
         else:
             alignment = DTYPE_BYTES[entry.dtype]

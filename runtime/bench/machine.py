@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
+from layerpack.libraries.torch_api import empty_host_cache
 from layerpack.runtime.core.device_errors import failed_device_ignored
-from layerpack.runtime.machine.machine import host_memory
+from layerpack.runtime.machine.host_memory import host_memory
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
@@ -33,13 +34,4 @@ def let_go(device: torch.device) -> None:
     with failed_device_ignored():
         torch.cuda.synchronize(device)
         torch.cuda.empty_cache()
-        _empty_host_cache()
-
-
-def _empty_host_cache() -> None:
-    # What tensor.pin_memory() took is kept as well; before 2.13 torch has no public way to let go.
-    empty = getattr(torch.accelerator, "empty_host_cache", None)
-    if empty is None:
-        empty = getattr(torch._C, "_host_emptyCache", None)
-    if empty is not None:
-        empty()
+        empty_host_cache()

@@ -9,17 +9,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from layerpack.formats.blob.nf4 import SUFFIXES
+from layerpack.formats.blob.header import TensorEntry
 from layerpack.formats.manifest.facts import Blob
 from layerpack.formats.pack import Pack
-from layerpack.formats.read import BufferedReader
-from layerpack.runtime.bench.loaders import Loader, Tensors, open_loader
+from layerpack.libraries.dtypes import TORCH_DTYPES
+from layerpack.runtime.bench.loaders import Loader, open_loader
 from layerpack.runtime.bench.rows import Method
-from layerpack.runtime.core.dtypes import TORCH_DTYPES
-from layerpack.runtime.core.slices import Part, head_weight, pass_slices
-from layerpack.runtime.network.bind import LayerBinder, PlaceViews, make_state
-from layerpack.runtime.network.ends import attach_ends
-from layerpack.runtime.network.linear import bitsandbytes_functional
+from layerpack.runtime.core.slices import Kind, head_weight, pass_slices
+from layerpack.runtime.network.attach import attach_ends
+from layerpack.runtime.network.bind import LayerBinder, views_of
 from layerpack.runtime.network.skeleton import build_skeleton, decoder_layers
 from layerpack.runtime.stream.mapped import map_slice
 
@@ -49,7 +47,7 @@ def open_network(
         resident: list[torch.Tensor] = []
         stack.callback(resident.clear)
         if method.head_resident:
-            (whole,) = (part for part in slices if part.part is Part.HEAD)
+            (whole,) = (part for part in slices if part.kind is Kind.HEAD)
             resident.append(map_slice(whole).to(device, copy=True))
         loader = open_loader(method, paths, device, cold=cold)
         stack.callback(loader.close)
@@ -61,9 +59,7 @@ def open_network(
             else:
                 yield loader.load(num_layers)[head.name].reshape(-1).view(torch.uint8)
 
-        reader = BufferedReader()
-        stack.callback(reader.close)
-        attach_ends(network, pack, device, slices=slices, use=use, reader=reader)
+        attach_ends(network, pack, device, slices=slices, use=use)
         for number, layer in enumerate(layers):
             blob = pack.manifest.layers[number]
             _attach(layer, blob, f"{path}.{number}.", loader, number, device)
@@ -74,17 +70,15 @@ def _attach(
     layer: nn.Module, blob: Blob, prefix: str, loader: Loader, place: int, device: torch.device
 ) -> None:
     binder = LayerBinder(layer, blob, prefix=prefix, device=device)
-    nothing = _views(
-        {
-            entry.name: torch.empty(entry.shape, dtype=TORCH_DTYPES[entry.dtype], device="meta")
-            for entry in blob.tensors
-        },
-        blob,
-        prefix,
-    )
+
+    def meta(entry: TensorEntry) -> torch.Tensor:
+        return torch.empty(entry.shape, dtype=TORCH_DTYPES[entry.dtype], device="meta")
+
+    nothing = views_of(blob, meta, prefix=prefix)
 
     def before(*_: Any) -> None:
-        binder.bind(_views(loader.load(place), blob, prefix))
+        tensors = loader.load(place)
+        binder.bind(views_of(blob, lambda entry: tensors[entry.name], prefix=prefix))
 
     def after(*_: Any) -> None:
         binder.bind(nothing)  # and with that the layer's memory is free
@@ -92,20 +86,3 @@ def _attach(
     binder.bind(nothing)
     layer.register_forward_pre_hook(before)
     layer.register_forward_hook(after)
-
-
-def _views(tensors: Tensors, blob: Blob, prefix: str) -> PlaceViews:
-    """What `place_views` makes of one place, of tensors that each have a place of their own."""
-    functional = bitsandbytes_functional()
-    constants = {name + suffix for name in blob.nf4 for suffix in SUFFIXES}
-    views = PlaceViews()
-    for entry in blob.tensors:
-        name, relative = entry.name, entry.name.removeprefix(prefix)
-        if state := blob.nf4.get(name):
-            views.quantised[relative] = (
-                tensors[name],
-                make_state(functional, state, lambda suffix, name=name: tensors[name + suffix]),
-            )
-        elif name not in constants:
-            views.plain[relative] = nn.Parameter(tensors[name], requires_grad=False)
-    return views

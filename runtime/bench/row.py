@@ -23,13 +23,15 @@ from layerpack.runtime.bench.passes import time_passes
 from layerpack.runtime.bench.report import RowResult
 from layerpack.runtime.bench.rows import Method, Ours, Row
 from layerpack.runtime.bench.sample import sixteen_bit_pack
+from layerpack.runtime.core.patience import Patience
 from layerpack.runtime.core.slices import head_weight, pass_slices
-from layerpack.runtime.machine.machine import host_memory
-from layerpack.runtime.measure import links as measure
+from layerpack.runtime.machine.host_memory import host_memory
+from layerpack.runtime.measure.links import measure_disk, measure_link
 from layerpack.runtime.measure.page_cache import evict
-from layerpack.runtime.model import Model
 from layerpack.runtime.open_options import OpenOptions
+from layerpack.runtime.opening import opened
 from layerpack.runtime.plan.plan import Plan, Tier
+from layerpack.runtime.trace.trace import NO_TRACE
 
 _SAMPLE_BYTES = 4 << 30
 _MIN_SAMPLE_LAYERS = 2
@@ -38,19 +40,20 @@ _MIN_SAMPLE_LAYERS = 2
 class RowRunner:
     """One run's state: the scratch folder, the 16-bit layers once made, the links' speeds."""
 
-    def __init__(self, pack: Pack, device: torch.device, options: BenchOptions) -> None:
+    def __init__(
+        self, pack: Pack, device: torch.device, options: BenchOptions, patience: Patience
+    ) -> None:
+        self.options = options
         self._pack = pack
         self._device = device
-        self._options = options
+        self._patience = patience
         self._stack = contextlib.ExitStack()
         self._decoded: Pack | None = None
         self.link_gb_s: list[float] = []
         self.disk_gb_s: list[float] = []
 
-    def __enter__(self) -> RowRunner:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Delete what was made for the rows."""
         self._stack.close()
 
     def run(self, row: Row) -> RowResult:
@@ -65,8 +68,8 @@ class RowRunner:
         return result
 
     def _run_ours(self, row: Row, way: Ours) -> RowResult:
-        options = self._options
-        opening = OpenOptions(
+        options = self.options
+        how = OpenOptions(
             device=str(self._device),
             limits=way.limits(options.vram_bytes, options.ram_bytes),
             context_tokens=options.context_tokens + options.passes + 1,
@@ -75,7 +78,7 @@ class RowRunner:
             attention=way.attention,
         )
         from_disk = way.tier is Tier.DISK and not way.direct
-        with Model.open(self._pack.path, opening) as model:
+        with opened(self._pack, how, trace=NO_TRACE, patience=self._patience) as model:
             times_s = self._time(model.network, before_pass=self._evict if from_disk else None)
             plan = model.plan
         streamed, disk = plan.streamed_bytes, plan.bytes_in(Tier.DISK)
@@ -94,8 +97,8 @@ class RowRunner:
         lengths = [_tensor_bytes(blob) for blob in pack.manifest.layers]
         whole, timed = sum(lengths) + head, sum(lengths[:count]) + head
         room, _ = host_memory()
-        if self._options.ram_bytes is not None:
-            room = min(room, self._options.ram_bytes)
+        if self.options.ram_bytes is not None:
+            room = min(room, self.options.ram_bytes)
         cold = whole > room  # all layers would not stay in the page cache: nor may the few
         with open_network(pack, way, self._device, num_layers=count, cold=cold) as network:
             times_s = self._time(network)
@@ -116,12 +119,12 @@ class RowRunner:
         """The pack whose files a method loads, and how many of its layers are timed."""
         layers = self._pack.manifest.layers
         each = 2 * layers[0].num_parameters if sixteen_bit else layers[0].file_bytes
-        count = self._options.num_layers or max(_MIN_SAMPLE_LAYERS, _SAMPLE_BYTES // each)
+        count = self.options.num_layers or max(_MIN_SAMPLE_LAYERS, _SAMPLE_BYTES // each)
         count = min(count, len(layers))
         if not sixteen_bit:
             return self._pack, count
         if self._decoded is None:
-            folder = self._options.scratch or self._pack.path.absolute().parent
+            folder = self.options.scratch or self._pack.path.absolute().parent
             made = tempfile.TemporaryDirectory(prefix=".layerpack-bench-", dir=folder)
             scratch = Path(self._stack.enter_context(made))
             self._decoded = sixteen_bit_pack(self._pack, scratch, num_layers=count)
@@ -130,10 +133,10 @@ class RowRunner:
     def _time(self, network: Any, before_pass: Callable[[], None] | None = None) -> list[float]:
         return time_passes(
             network,
-            device=self._device,
-            context_tokens=self._options.context_tokens,
-            passes=self._options.passes,
-            budget_s=self._options.row_s,
+            context_tokens=self.options.context_tokens,
+            passes=self.options.passes,
+            budget_s=self.options.row_s,
+            patience=self._patience,
             before_pass=before_pass,
         )
 
@@ -143,12 +146,14 @@ class RowRunner:
 
     def _measure_links(self, *, link: bool, disk: bool) -> None:
         if link:
-            self.link_gb_s.append(measure.measure_link(self._device))
+            self.link_gb_s.append(measure_link(self._device))
         if disk:
             # Other bytes each time: what was read last may still be in a cache of the drive.
             slices = pass_slices(self._pack)
             first = len(self.disk_gb_s) * len(slices) // 3 % len(slices)
-            self.disk_gb_s.append(measure.measure_disk(slices[first:] + slices[:first]))
+            self.disk_gb_s.append(
+                measure_disk(slices[first:] + slices[:first], patience=self._patience)
+            )
 
     def _result(
         self,

@@ -11,6 +11,8 @@ from enum import Enum
 
 from layerpack.runtime.plan.plan import Limits, Tier
 
+_DEFAULT = "default attention"
+
 
 class Pinning(Enum):
     """What happens on the host between a layer's file and the copy to the device."""
@@ -32,7 +34,7 @@ class Method:
     prefetchers: int
     pinning: Pinning
     head_resident: bool = True
-    attention: str = "sdpa"
+    attention: str | None = None
 
     @property
     def switches(self) -> str:
@@ -44,7 +46,7 @@ class Method:
                 order[self.prefetchers],
                 self.pinning.value,
                 f"lm_head {'resident' if self.head_resident else 'streamed'}",
-                self.attention,
+                self.attention or _DEFAULT,
             )
         )
 
@@ -56,7 +58,7 @@ class Ours:
     tier: Tier
     direct: bool | None = None
     may_register: bool = True
-    attention: str = "sdpa"
+    attention: str | None = None
 
     @property
     def switches(self) -> str:
@@ -66,7 +68,7 @@ class Ours:
             Tier.HOST: "host memory in place" if self.may_register else "host memory copied once",
             Tier.DISK: "disk, direct reads" if self.direct else "disk, buffered reads",
         }
-        return f"layerpack: {where[self.tier]}, {self.attention}"
+        return f"layerpack: {where[self.tier]}, {self.attention or _DEFAULT}"
 
     def limits(self, vram_bytes: int | None, ram_bytes: int | None) -> Limits:
         """What the planner is told so that slices live in `tier`, as far as they fit."""
@@ -103,7 +105,7 @@ def _method(
     pinning: Pinning,
     *,
     head_resident: bool = True,
-    attention: str = "sdpa",
+    attention: str | None = None,
 ) -> Method:
     return Method(
         sixteen_bit=bits == 16,

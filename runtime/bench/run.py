@@ -6,6 +6,7 @@ row cannot do (memory, a refusal of the system) ends that row alone.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,8 +20,9 @@ from layerpack.runtime.bench.report import LeftOut, Report, RowResult
 from layerpack.runtime.bench.row import RowRunner
 from layerpack.runtime.bench.rows import ROWS, Row
 from layerpack.runtime.core.device_errors import device_failed, is_device_error
-from layerpack.runtime.machine.machine import pick_device
-from layerpack.runtime.machine.vram_cap import capped_vram
+from layerpack.runtime.core.patience import Patience
+from layerpack.runtime.core.threads import Worker
+from layerpack.runtime.machine.devices import capped_vram, pick_device
 from layerpack.runtime.plan.needs import context_limit
 
 
@@ -49,19 +51,30 @@ def run_bench(
     rows: list[RowResult] = []
     left_out: list[LeftOut] = []
     interrupted = False
-    with capped_vram(device, options.vram_bytes), RowRunner(pack, device, options) as runner:
+    patience = Patience()
+    worker = Worker("bench", patience)
+    runner = RowRunner(pack, device, options, patience)
+    try:
+        for row in ROWS:
+            if options.rows and row.name not in options.rows:
+                continue
+            if (reason := row.why_not(device.type)) is None:
+                on_row(row)
+                outcome = worker.call(functools.partial(_measure, row, runner, device))
+            else:
+                outcome = _left_out(row, reason)
+            if isinstance(outcome, RowResult):
+                rows.append(outcome)
+            else:
+                left_out.append(outcome)
+            on_outcome(outcome)
+    except KeyboardInterrupt:
+        interrupted = True
+    finally:
         try:
-            for row in ROWS:
-                if options.rows and row.name not in options.rows:
-                    continue
-                outcome = _measure(row, runner, device, on_row)
-                if isinstance(outcome, RowResult):
-                    rows.append(outcome)
-                else:
-                    left_out.append(outcome)
-                on_outcome(outcome)
-        except KeyboardInterrupt:
-            interrupted = True
+            worker.call(runner.close)
+        finally:
+            worker.close()
     return Report(
         machine=machine,
         pack=f"{path} (of {pack.manifest.source.id})",
@@ -86,18 +99,17 @@ def _check_context(pack: Pack, options: BenchOptions) -> None:
         )
 
 
-def _measure(
-    row: Row, runner: RowRunner, device: torch.device, on_row: Callable[[Row], None]
-) -> RowResult | LeftOut:
-    reason = row.why_not(device.type)
-    if reason is None:
-        on_row(row)
-        try:
+def _measure(row: Row, runner: RowRunner, device: torch.device) -> RowResult | LeftOut:
+    try:
+        with capped_vram(device, runner.options.vram_bytes):
             return runner.run(row)
-        except (LayerpackError, OSError, RuntimeError) as error:  # out of memory, too
-            reason = _one_line(error)
-        finally:
-            let_go(device)
+    except (LayerpackError, OSError, RuntimeError) as error:  # out of memory, too
+        return _left_out(row, _one_line(error))
+    finally:
+        let_go(device)
+
+
+def _left_out(row: Row, reason: str) -> LeftOut:
     return LeftOut(name=row.name, switches=row.way.switches, reason=reason)
 
 

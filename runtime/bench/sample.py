@@ -13,14 +13,13 @@ from pathlib import Path
 import torch
 
 from layerpack.formats.blob.layout import BlobLayout, PlainSpec, layout_blob
-from layerpack.formats.blob.nf4 import SUFFIXES
 from layerpack.formats.blob_writer import BlobWriter
 from layerpack.formats.errors import DiskFullError
 from layerpack.formats.manifest.facts import Blob
 from layerpack.formats.pack import Pack
 from layerpack.formats.units import human_bytes
-from layerpack.runtime.network.bind import offset_tensor, place_views
-from layerpack.runtime.network.linear import dequantise_on_cpu
+from layerpack.libraries.bitsandbytes_api import dequantise_on_cpu, offset_tensor
+from layerpack.runtime.network.bind import place_views
 from layerpack.runtime.stream.mapped import map_bytes
 
 _SPARE_BYTES = 1 << 30
@@ -60,14 +59,13 @@ def sixteen_bit_pack(pack: Pack, folder: Path, *, num_layers: int) -> Pack:
 
 
 def _layout(blob: Blob) -> BlobLayout:
-    constants = {name + suffix for name in blob.nf4 for suffix in SUFFIXES}
     return layout_blob(
         [
             PlainSpec(name=entry.name, dtype=state.dtype, shape=state.shape)
             if (state := blob.nf4.get(entry.name))
             else PlainSpec(name=entry.name, dtype=entry.dtype, shape=entry.shape)
             for entry in blob.tensors
-            if entry.name not in constants
+            if entry.name not in blob.constants
         ]
     )
 
@@ -75,7 +73,7 @@ def _layout(blob: Blob) -> BlobLayout:
 def _write(pack: Pack, blob: Blob, layout: BlobLayout, path: Path) -> None:
     base = blob.data_start_bytes
     storage = map_bytes(pack.blob_path(blob), base, blob.file_bytes - base)
-    views = place_views(storage, blob, prefix="", base_bytes=base)
+    views = place_views(storage, blob, prefix="")
     for staged in views.staged:
         staged.refresh()
     with BlobWriter(path, layout, direct=False) as writer:

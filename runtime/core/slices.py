@@ -7,6 +7,7 @@ its own. Its constants (norms, and absmax if it is quantised) are small and stay
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -19,11 +20,29 @@ from layerpack.formats.pack import Pack
 from layerpack.formats.units import PAGE_BYTES, align_up
 
 
-class Part(Enum):
+class Kind(Enum):
     """Which part of the model a slice holds."""
 
     LAYER = "layer"
     HEAD = "head"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Extent:
+    """What one read of a slice is: small enough that many are under way at once.
+
+    `length_bytes` from `offset_bytes` of the file at `path`; `title` names the slice.
+    """
+
+    path: Path
+    offset_bytes: int
+    length_bytes: int
+    title: str
+
+    @property
+    def end_bytes(self) -> int:
+        """The first byte after it."""
+        return self.offset_bytes + self.length_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +55,7 @@ class Slice:
     """
 
     index: int
-    part: Part
+    kind: Kind
     number: int
     path: Path
     offset_bytes: int
@@ -47,7 +66,7 @@ class Slice:
     @property
     def title(self) -> str:
         """`layer 17` or `head 2`, for messages and traces."""
-        return f"{self.part.value} {self.number}"
+        return f"{self.kind.value} {self.number}"
 
     @property
     def slot_bytes(self) -> int:
@@ -62,6 +81,22 @@ class Slice:
         offset, length = self.frames.stored_range(self.offset_bytes, self.length_bytes)
         return replace(self, offset_bytes=offset, length_bytes=length, frames=None)
 
+    def extents(self, most_bytes: int) -> tuple[Extent, ...]:
+        """The slice as extents of at most `most_bytes`, in file order.
+
+        In a compressed file they end where a frame does, wherever the slice begins, so that no
+        frame is decoded twice within a slice.
+        """
+        end = self.offset_bytes + self.length_bytes
+        base = self.offset_bytes if self.frames is None else self.frames.first_bytes
+        cuts = [self.offset_bytes]
+        while cuts[-1] < end:
+            cuts.append(min(base + ((cuts[-1] - base) // most_bytes + 1) * most_bytes, end))
+        return tuple(
+            Extent(path=self.path, offset_bytes=begin, length_bytes=after - begin, title=self.title)
+            for begin, after in itertools.pairwise(cuts)
+        )
+
 
 def pass_slices(pack: Pack, *, max_head_bytes: int | None = None) -> tuple[Slice, ...]:
     """All slices of a pass, in the order of use.
@@ -71,7 +106,7 @@ def pass_slices(pack: Pack, *, max_head_bytes: int | None = None) -> tuple[Slice
     slices = [
         Slice(
             index=index,
-            part=Part.LAYER,
+            kind=Kind.LAYER,
             number=index,
             path=pack.blob_path(blob),
             offset_bytes=blob.data_start_bytes,
@@ -91,7 +126,7 @@ def pass_slices(pack: Pack, *, max_head_bytes: int | None = None) -> tuple[Slice
         slices.append(
             Slice(
                 index=len(slices),
-                part=Part.HEAD,
+                kind=Kind.HEAD,
                 number=number,
                 path=pack.blob_path(blob),
                 offset_bytes=weight.offset_bytes + first * row_bytes,

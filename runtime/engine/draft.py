@@ -1,7 +1,7 @@
 """A small model that proposes tokens, for the large one to check many of in one pass.
 
-transformers' assisted generation does the proposing and checking; with greedy decoding the text is
-that of the large model alone. Here the draft is loaded, and made to speak the same vocabulary.
+The draft is loaded, made to speak the same vocabulary, and asked for the next tokens; whatever it
+says, the text is that of the large model alone.
 Source: Leviathan et al., Fast Inference from Transformers via Speculative Decoding,
 https://arxiv.org/abs/2211.17192.
 """
@@ -9,6 +9,7 @@ https://arxiv.org/abs/2211.17192.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,13 @@ import torch
 from torch import nn
 
 from layerpack.formats.errors import CapacityError, SourceError
-from layerpack.formats.text import is_repo_id
+from layerpack.formats.text import first_line, is_repo_id
+from layerpack.libraries.transformers_api import quiet
 from layerpack.runtime.core.device_errors import is_device_error
 from layerpack.runtime.engine.hub_reach import why_out_of_reach
+from layerpack.runtime.engine.sampling import Sampler
+from layerpack.runtime.engine.sequence import CachedSequence
+from layerpack.runtime.plan.needs import cache_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,19 +71,41 @@ class Draft:
     def cache_bytes(self, context_tokens: int) -> int:
         """Bytes of the draft's KV cache for the whole context."""
         config = self.network.config.get_text_config()
-        heads = config.num_attention_heads
-        kv_heads = getattr(config, "num_key_value_heads", None) or heads
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-        width = torch.empty((), dtype=self.network.dtype).element_size()
-        return int(2 * config.num_hidden_layers * kv_heads * head_dim * width * context_tokens)
+        return cache_bytes(
+            config.to_dict(),
+            num_layers=config.num_hidden_layers,
+            element_bytes=self.network.dtype.itemsize,
+            context_tokens=context_tokens,
+        )
 
-    def arguments(self, num_tokens: int) -> dict[str, Any]:
-        """For transformers' `generate`: propose `num_tokens` a pass, never fewer."""
-        settings = self.network.generation_config
-        settings.num_assistant_tokens = num_tokens
-        settings.num_assistant_tokens_schedule = "constant"
-        settings.assistant_confidence_threshold = 0.0
-        return {"assistant_model": self.network}
+
+class DraftProposer:
+    """A draft that follows the large model's sequence with one of its own.
+
+    The draft chooses with the large model's sampler, noise included, so what it proposes is what
+    would be drawn wherever its logits are like the large model's.
+    """
+
+    def __init__(self, sequence: CachedSequence, sampler: Sampler) -> None:
+        self._sequence, self._sampler = sequence, sampler
+        self._tried = 0
+
+    def propose(self, ids: Sequence[int], count: int) -> list[int]:
+        """At most `count` tokens to follow `ids`; waits. Raises CancelledError."""
+        room = self._sequence.room(len(ids))
+        count = count if room is None else min(count, room)
+        text = list(ids)
+        for number in range(count):
+            text += self._sampler.choose(self._sequence.extend(text), len(text))
+            if not number and not self._tried:
+                self._sequence.may_forget()
+        # The last one is not in the draft's cache.
+        self._tried = max(0, len(text) - len(ids) - 1)
+        return text[len(ids) :]
+
+    def accepted(self, count: int) -> None:
+        """The first `count` of what was proposed last were right; waits not."""
+        self._sequence.forget(max(0, self._tried - count))
 
 
 def load_draft(name: str, *, device: torch.device, dtype: torch.dtype) -> Draft:
@@ -89,10 +116,7 @@ def load_draft(name: str, *, device: torch.device, dtype: torch.dtype) -> Draft:
     """
     if not (Path(name).exists() or is_repo_id(name)):
         raise SourceError(f"draft {name}: no such directory, and not the name of a Hub repository")
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    transformers = quiet()
     unreachable = why_out_of_reach(name)
     from_here = unreachable is not None
     try:
@@ -117,7 +141,7 @@ def load_draft(name: str, *, device: torch.device, dtype: torch.dtype) -> Draft:
                 f"draft {name}: {unreachable}, the local cache lacks it, and there is no such "
                 "directory here; check the name and the network"
             ) from reason
-        line = (str(reason).strip().splitlines() or [repr(reason)])[0]
+        line = first_line(reason)
         if Path(name).is_dir():
             line = line.replace(os.path.join(name, ""), "")  # the message begins with it
         # An OSError: the Hub was asked, as the name is of no directory, and gave nothing.

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+
+from layerpack.formats.errors import OptionError
 
 DRAFT_TOKENS = 16
 """Tokens proposed per pass unless asked otherwise.
@@ -12,20 +15,25 @@ A pass that checks 16 tokens costs what a pass of one does, so only the draft's 
 seldom pay: a draft that is right nine times in ten has all 16 right once in five. The number stays
 constant, whatever the draft's confidence: a wrong proposal costs nothing but the draft's time.
 """
+SEEDS = 1 << 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerateOptions:
     """`temperature` 0 is greedy decoding; `top_p`, `top_k` and `seed` matter above it only.
 
-    What the pack's generation_config.json says of sampling and penalties is not applied, only its
-    end tokens. `raw` sends a text as it is, without the chat template; `system` is a system message
-    put before it. `draft_tokens` are proposed per pass by the model's draft, if it has one (0
-    leaves it out); `prompt_lookup_tokens` per pass from repetitions of the prompt. Both change how
-    many tokens a pass gives, never which: `exact` checks them with plain decoding's own arithmetic.
-    Without it they are checked all at once, which costs the device less, but rounding may choose
-    otherwise between two tokens that are all but equally likely. Sampling is never `exact`: drawn
-    otherwise, though with the same odds.
+    A seed gives the same text each time, whatever proposes tokens; None draws one. What the pack's
+    generation_config.json says of sampling and penalties is not applied, only its end tokens. `raw`
+    sends a text as it is, without the chat template; `system` is a system message put before it,
+    `template_arguments` go to the template (`{"enable_thinking": False}`).
+
+    `draft_tokens` are proposed per pass by the model's draft, if it has one (0 leaves it out);
+    `prompt_lookup_tokens` per pass from repetitions of the text so far. Both change how many tokens
+    a pass gives, never which: `exact` checks them with plain decoding's own arithmetic. Without it
+    they are checked all at once, which costs the device less, but rounding may choose otherwise
+    between two tokens that are all but equally likely.
+
+    Raises OptionError for values that mean nothing.
     """
 
     max_new_tokens: int = 512
@@ -35,6 +43,31 @@ class GenerateOptions:
     seed: int | None = None
     raw: bool = False
     system: str | None = None
+    template_arguments: dict[str, object] | None = None
     draft_tokens: int = DRAFT_TOKENS
     prompt_lookup_tokens: int | None = None
     exact: bool = True
+
+    def __post_init__(self) -> None:
+        require_whole("max_new_tokens", self.max_new_tokens, 1)
+        require_whole("top_k", self.top_k, 0)
+        require_whole("draft_tokens", self.draft_tokens, 0)
+        if self.prompt_lookup_tokens is not None:
+            require_whole("prompt_lookup_tokens", self.prompt_lookup_tokens, 1)
+        if self.seed is not None:
+            require_whole("seed", self.seed, 0, SEEDS - 1)
+        if not _is_number(self.temperature) or self.temperature < 0:
+            raise OptionError(f"temperature {self.temperature!r}: give a number from 0 on")
+        if not _is_number(self.top_p) or not 0 < self.top_p <= 1:
+            raise OptionError(f"top_p {self.top_p!r}: give a number above 0 and up to 1")
+
+
+def require_whole(name: str, value: object, least: int, most: int | None = None) -> None:
+    """Raises OptionError unless `value` is a whole number from `least` to `most`."""
+    if type(value) is not int or value < least or (most is not None and value > most):
+        bounds = f"from {least} on" if most is None else f"from {least} to {most}"
+        raise OptionError(f"{name} {value!r}: give a whole number {bounds}")
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]

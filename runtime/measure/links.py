@@ -19,13 +19,15 @@ from layerpack.formats.errors import CapacityError
 from layerpack.formats.read import Reader, open_reader
 from layerpack.formats.units import MIB, align_up, human_bytes
 from layerpack.runtime.core.device_errors import device_errors
-from layerpack.runtime.core.pieces import Piece, split
-from layerpack.runtime.core.slices import Slice
-from layerpack.runtime.machine.machine import Machine, host_memory, vram_free_bytes
+from layerpack.runtime.core.patience import Patience
+from layerpack.runtime.core.slices import Extent, Slice
+from layerpack.runtime.machine.devices import vram_free_bytes
+from layerpack.runtime.machine.host_memory import host_memory
+from layerpack.runtime.machine.machine import Machine
 from layerpack.runtime.measure.decode import measure_decode
 from layerpack.runtime.measure.remembered import Disk, load_links, store_links
-from layerpack.runtime.plan.plan import NUM_PIECES, PIECE_BYTES
-from layerpack.runtime.stream.host import PinnedBuffers
+from layerpack.runtime.plan.plan import BUFFER_BYTES, NUM_BUFFERS
+from layerpack.runtime.stream.pinned import PinnedBuffers
 from layerpack.runtime.stream.ring import ReadRing
 
 _LINK_BYTES, _LINK_COPIES = 256 * MIB, 10
@@ -38,9 +40,9 @@ def probe_machine(
     device: torch.device,
     slices: Sequence[Slice],
     *,
+    patience: Patience,
     vram_cap_bytes: int | None = None,
     refresh: bool = False,
-    watchdog_s: float = 60.0,
 ) -> Machine:
     """Memory as it is now, bandwidths from the cache or measured. Raises StreamError.
 
@@ -59,7 +61,7 @@ def probe_machine(
     key = f"{folder.st_dev}:{folder.st_ino}"
     disk = None if refresh else known.disks.get(key)
     if disk is None:
-        disk, read_bytes = pick_threads(slices, watchdog_s=watchdog_s)
+        disk, read_bytes = pick_threads(slices, patience)
         if read_bytes >= _ENOUGH_BYTES:
             known.disks[key] = disk
             store_links(known)
@@ -119,21 +121,21 @@ def measure_link(device: torch.device) -> float:
         pinned.close()
 
 
-def pick_threads(slices: Sequence[Slice], *, watchdog_s: float) -> tuple[Disk, int]:
+def pick_threads(slices: Sequence[Slice], patience: Patience) -> tuple[Disk, int]:
     """The best of a few numbers of reader threads, and the bytes read to find it.
 
     Each number reads a part of the pack of its own: what was read once may be in a cache that
     direct reads do not pass by (of a host, a controller, a server). Raises StreamError.
     """
-    pieces = _somewhere(slices, PIECE_BYTES)
+    extents = _somewhere(slices, BUFFER_BYTES)
     found, read_bytes = [], 0
-    with _opened(pieces) as (reader, buffers):
+    with _opened(extents) as (reader, buffers):
         for number, num_threads in enumerate(_DISK_THREADS):
-            first = number * len(pieces) // len(_DISK_THREADS)
-            last = (number + 1) * len(pieces) // len(_DISK_THREADS)
+            first = number * len(extents) // len(_DISK_THREADS)
+            last = (number + 1) * len(extents) // len(_DISK_THREADS)
             if first < last:
                 done_bytes, elapsed_s = _time_reads(
-                    pieces[first:last], reader, buffers, _DISK_SECONDS, num_threads, watchdog_s
+                    extents[first:last], reader, buffers, _DISK_SECONDS, num_threads, patience
                 )
                 found.append(Disk(gb_s=done_bytes / 1e9 / elapsed_s, num_threads=num_threads))
                 read_bytes += done_bytes
@@ -143,66 +145,64 @@ def pick_threads(slices: Sequence[Slice], *, watchdog_s: float) -> tuple[Disk, i
 def measure_disk(
     slices: Sequence[Slice],
     *,
+    patience: Patience,
     seconds: float = _DISK_SECONDS,
     num_threads: int = _DISK_THREADS[0],
-    piece_bytes: int = PIECE_BYTES,
-    watchdog_s: float = 60.0,
+    buffer_bytes: int = BUFFER_BYTES,
 ) -> float:
     """GB/s of direct reads of the pack's own files, from a random place on. Raises StreamError.
 
     Where direct reads are not possible the page cache takes part, and the figure is an upper one.
     """
-    pieces = _somewhere(slices, piece_bytes)
-    with _opened(pieces) as (reader, buffers):
+    extents = _somewhere(slices, buffer_bytes)
+    with _opened(extents) as (reader, buffers):
         done_bytes, elapsed_s = _time_reads(
-            pieces, reader, buffers, seconds, num_threads, watchdog_s
+            extents, reader, buffers, seconds, num_threads, patience
         )
     return done_bytes / 1e9 / elapsed_s
 
 
-def _somewhere(slices: Sequence[Slice], piece_bytes: int) -> list[Piece]:
-    """All pieces in file order, beginning anywhere: the next measurement reads others."""
-    pieces = [piece for part in slices for piece in split(part.stored, piece_bytes)]
-    start = secrets.randbelow(len(pieces))
-    return pieces[start:] + pieces[:start]
+def _somewhere(slices: Sequence[Slice], buffer_bytes: int) -> list[Extent]:
+    """All extents in file order, beginning anywhere: the next measurement reads others."""
+    extents = [extent for part in slices for extent in part.stored.extents(buffer_bytes)]
+    start = secrets.randbelow(len(extents))
+    return extents[start:] + extents[:start]
 
 
 @contextlib.contextmanager
-def _opened(pieces: Sequence[Piece]) -> Iterator[tuple[Reader, PinnedBuffers]]:
+def _opened(extents: Sequence[Extent]) -> Iterator[tuple[Reader, PinnedBuffers]]:
     """A reader, and buffers as a pass has them."""
     buffers = PinnedBuffers(
-        count=min(NUM_PIECES, len(pieces)),
-        each_bytes=align_up(max(piece.length_bytes for piece in pieces)),
+        count=min(NUM_BUFFERS, len(extents)),
+        each_bytes=align_up(max(extent.length_bytes for extent in extents)),
         device=torch.device("cpu"),
     )
     for tensor in buffers.tensors:
         tensor.zero_()  # pages that are touched first by a read would be timed as the disk's
-    with contextlib.closing(buffers), contextlib.closing(open_reader(pieces[0].path)) as reader:
+    with contextlib.closing(buffers), contextlib.closing(open_reader(extents[0].path)) as reader:
         yield reader, buffers
 
 
 def _time_reads(
-    pieces: Sequence[Piece],
+    extents: Sequence[Extent],
     reader: Reader,
     buffers: PinnedBuffers,
     seconds: float,
     num_threads: int,
-    watchdog_s: float,
+    patience: Patience,
 ) -> tuple[int, float]:
-    """(bytes, seconds) of reading through the ring that a pass uses, each piece once at most."""
+    """(bytes, seconds) of reading through the ring that a pass uses, each once at most."""
     ends: list[tuple[float, int]] = []
-    ring = ReadRing(
+    ring = ReadRing.over(
+        extents,
         buffers=buffers.views,
         reader=reader,
-        piece_of=lambda ticket: pieces[ticket],
         num_threads=num_threads,
-        num_tickets=len(pieces),
-        on_read=lambda piece, _, end_s: ends.append((end_s, piece.length_bytes)),
+        on_read=lambda extent, _, end_s: ends.append((end_s, extent.length_bytes)),
     )
     begin_s = time.perf_counter()
     with ring:
-        for _ in pieces:
-            ring.take(timeout_s=watchdog_s)
+        for _ in ring.take_all(patience):
             ring.release(None)
             if time.perf_counter() - begin_s > seconds:
                 break

@@ -7,6 +7,7 @@ layers of a model usually share one layout, so there are as many sets of views a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,19 +17,21 @@ from torch import nn
 from layerpack.formats.blob import nf4
 from layerpack.formats.blob.header import TensorEntry
 from layerpack.formats.manifest.facts import Blob
-from layerpack.runtime.core.dtypes import TORCH_DTYPES
-from layerpack.runtime.network.linear import Nf4Linear, bitsandbytes_functional
+from layerpack.libraries.bitsandbytes_api import offset_tensor, quant_state
+from layerpack.libraries.dtypes import TORCH_DTYPES
+from layerpack.libraries.torch_api import buffers_of, set_buffer, set_parameter
+from layerpack.runtime.network.linear import Nf4Linear
 
 
 @dataclass(slots=True, kw_only=True)
 class _Staged:
-    """A constant at an odd address: copied to an aligned place before each use."""
+    """A tensor at an odd address: copied to an aligned place before each use."""
 
     raw: torch.Tensor
     aligned: torch.Tensor
 
     def refresh(self) -> None:
-        self.aligned.view(torch.uint8).copy_(self.raw)
+        self.aligned.view(torch.uint8).view(-1).copy_(self.raw)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -47,68 +50,53 @@ def view_tensor(storage: torch.Tensor, entry: TensorEntry, base_bytes: int) -> t
     return raw.view(TORCH_DTYPES[entry.dtype]).view(entry.shape)
 
 
-def place_views(storage: torch.Tensor, blob: Blob, *, prefix: str, base_bytes: int) -> PlaceViews:
-    """Views of all of `blob`'s tensors in `storage`; `prefix` (`model.layers.3.`) is taken off."""
-    functional = bitsandbytes_functional()
-    views = PlaceViews()
-    entries = {entry.name: entry for entry in blob.tensors}
-    constants = {name + suffix for name in blob.nf4 for suffix in nf4.SUFFIXES}
+def place_views(storage: torch.Tensor, blob: Blob, *, prefix: str) -> PlaceViews:
+    """Views of all of `blob`'s tensors in `storage` (uint8), which holds its bytes but the header.
 
-    def part(name: str) -> torch.Tensor:
-        entry = entries[name]
-        begin = entry.offset_bytes - base_bytes
+    `prefix` (`model.layers.3.`) is taken off their names.
+    """
+    staged: list[_Staged] = []
+
+    def tensor_of(entry: TensorEntry) -> torch.Tensor:
+        begin = entry.offset_bytes - blob.data_start_bytes
         raw = storage[begin : begin + entry.length_bytes]
-        if raw.data_ptr() % torch.empty((), dtype=TORCH_DTYPES[entry.dtype]).element_size():
-            aligned = torch.empty(
-                entry.shape, dtype=TORCH_DTYPES[entry.dtype], device=storage.device
-            )
-            views.staged.append(_Staged(raw=raw, aligned=aligned))
-            return aligned
-        return view_tensor(storage, entry, base_bytes)
+        dtype = TORCH_DTYPES[entry.dtype]
+        if raw.data_ptr() % dtype.itemsize == 0:
+            return raw.view(dtype).view(entry.shape)
+        aligned = torch.empty(entry.shape, dtype=dtype, device=storage.device)
+        staged.append(_Staged(raw=raw, aligned=aligned))
+        return aligned
 
-    for name, entry in entries.items():
-        relative = name.removeprefix(prefix)
-        if state := blob.nf4.get(name):
-            views.quantised[relative] = (
-                part(name),
-                make_state(functional, state, lambda suffix, name=name: part(name + suffix)),
-            )
-        elif name not in constants:
-            views.plain[relative] = nn.Parameter(
-                view_tensor(storage, entry, base_bytes), requires_grad=False
-            )
+    views = views_of(blob, tensor_of, prefix=prefix)
+    views.staged = staged
     return views
 
 
-def make_state(functional: Any, state: nf4.Nf4State, part: Any) -> Any:
-    """bitsandbytes' QuantState over `part(suffix)` tensors; its `offset` is left to be set.
+def views_of(
+    blob: Blob, tensor_of: Callable[[TensorEntry], torch.Tensor], *, prefix: str
+) -> PlaceViews:
+    """The same of tensors that may each have a place of their own."""
+    views = PlaceViews()
+    entries = {entry.name: entry for entry in blob.tensors}
+    for name, entry in entries.items():
+        relative = name.removeprefix(prefix)
+        if state := blob.nf4.get(name):
 
-    Making that tensor on a CUDA device waits for the device, which is not for every bind.
-    """
-    nested = None
-    if state.double_quant:
-        nested = functional.QuantState(
-            absmax=part(nf4.NESTED_ABSMAX),
-            blocksize=nf4.NESTED_BLOCK_SIZE,
-            code=part(nf4.NESTED_QUANT_MAP),
-            dtype=torch.float32,
-        )
-    return functional.QuantState(
-        absmax=part(nf4.ABSMAX),
-        shape=torch.Size(state.shape),
-        code=part(nf4.QUANT_MAP),
-        blocksize=state.block_size,
-        quant_type="nf4",
-        dtype=TORCH_DTYPES[state.dtype],
-        state2=nested,
-    )
+            def constant(suffix: str, name: str = name) -> torch.Tensor:
+                return tensor_of(entries[name + suffix])
+
+            views.quantised[relative] = (tensor_of(entry), quant_state(state, constant))
+        elif name not in blob.constants:
+            views.plain[relative] = nn.Parameter(tensor_of(entry), requires_grad=False)
+    return views
 
 
-def offset_tensor(state: nf4.Nf4State, device: torch.device) -> torch.Tensor | None:
-    """The mean that double quantisation took off the absmax: a float32 scalar, or None."""
-    if state.nested_offset is None:
-        return None
-    return torch.tensor(state.nested_offset, dtype=torch.float32, device=device)
+Setter = Callable[[nn.Module, str, torch.Tensor], None]
+
+
+def setter_of(module: nn.Module, name: str) -> Setter:
+    """What points the module's parameter, or stored buffer, `name` at a tensor."""
+    return set_buffer if name in buffers_of(module) else set_parameter
 
 
 class LayerBinder:
@@ -120,11 +108,10 @@ class LayerBinder:
 
     def __init__(self, layer: nn.Module, blob: Blob, *, prefix: str, device: torch.device) -> None:
         self.signature = _signature(blob, prefix)
-        self._plain: list[tuple[str, nn.Module, str]] = []
+        self._plain: list[tuple[str, Setter, nn.Module, str]] = []
         self._linear: list[tuple[str, Nf4Linear, torch.Tensor | None]] = []
-        constants = {name + suffix for name in blob.nf4 for suffix in nf4.SUFFIXES}
         for entry in blob.tensors:
-            if entry.name in constants:
+            if entry.name in blob.constants:
                 continue
             relative = entry.name.removeprefix(prefix)
             owner, _, leaf = relative.rpartition(".")
@@ -133,7 +120,7 @@ class LayerBinder:
                 assert isinstance(module, Nf4Linear)
                 self._linear.append((relative, module, offset_tensor(state, device)))
             else:
-                self._plain.append((relative, module, leaf))
+                self._plain.append((relative, setter_of(module, leaf), module, leaf))
 
     def bind(self, views: PlaceViews) -> None:
         """Point every module of the layer at `views`. Waits not."""
@@ -143,8 +130,8 @@ class LayerBinder:
             linear.codes, state = views.quantised[name]
             state.offset = offset
             linear.state = state
-        for name, module, leaf in self._plain:
-            module._parameters[leaf] = views.plain[name]
+        for name, put, module, leaf in self._plain:
+            put(module, leaf, views.plain[name])
 
 
 def _signature(blob: Blob, prefix: str) -> tuple[Any, ...]:

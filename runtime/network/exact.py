@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from layerpack.runtime.network.ends import SlicedHead
+from layerpack.runtime.network.head import SlicedHead
 from layerpack.runtime.network.linear import Nf4Linear
 
 
@@ -45,7 +45,7 @@ def token_by_token(network: Any, layers_path: str) -> Iterator[None]:
                 patch(module, "forward", _one_by_one(module.forward, window))
         head = network.get_output_embeddings()
         if isinstance(head, SlicedHead):
-            patch(head, "part", _one_by_one(head.part, window))
+            patch(head, "rows", _one_by_one(head.rows, window))
         yield
     finally:
         for target, name in patched:

@@ -10,42 +10,32 @@ from typing import Any
 import torch
 from torch import nn
 
-from layerpack.formats.blob.nf4 import SUFFIXES
 from layerpack.formats.errors import PackError
 from layerpack.formats.pack import Pack
-from layerpack.runtime.core.dtypes import TORCH_DTYPES
-from layerpack.runtime.core.interrupts import deferred_interrupts
+from layerpack.formats.text import first_line
+from layerpack.libraries.dtypes import TORCH_DTYPES
+from layerpack.libraries.transformers_api import empty_model, fill_buffers, model_config
 from layerpack.runtime.network.linear import Nf4Linear
 
 
-def build_skeleton(pack: Pack, *, device: torch.device, attention: str = "sdpa") -> Any:
-    """transformers' model for `pack`: parameters on the meta device, buffers on `device`.
+def build_skeleton(pack: Pack, *, device: torch.device, attention: str | None = None) -> Any:
+    """transformers' model for `pack`: weights on the meta device, computed buffers on `device`.
 
-    Every linear layer that the pack stores in NF4 is an Nf4Linear. Raises PackError if the
-    model that config.json describes is not the one that the manifest lists.
+    Every linear layer that the pack stores in NF4 is an Nf4Linear. `attention` None leaves the
+    choice to transformers. Raises PackError if the model that config.json describes is not the
+    one that the manifest lists.
     """
-    import transformers
-
-    transformers.logging.set_verbosity_error()
     manifest = pack.manifest
+    dtype = TORCH_DTYPES[manifest.model.dtype]
     try:
-        config = transformers.AutoConfig.from_pretrained(pack.path, trust_remote_code=False)
-        if hasattr(config, "quantization_config"):
-            del config.quantization_config  # else transformers would swap the layers itself
-        # Ctrl-C as the block ends would leave all of torch on the meta device.
-        with deferred_interrupts(), torch.device("meta"):
-            model = transformers.AutoModelForCausalLM.from_config(
-                config,
-                dtype=TORCH_DTYPES[manifest.model.dtype],
-                attn_implementation=attention,
-                trust_remote_code=False,
-            )
+        model = empty_model(model_config(pack.path), dtype=dtype, attention=attention)
     except Exception as reason:  # a damaged config breaks transformers in any way
-        line = str(reason).strip().splitlines()[0] if str(reason).strip() else repr(reason)
-        raise PackError(f"{pack.path / 'config.json'}: not usable ({line})") from reason
+        raise PackError(
+            f"{pack.path / 'config.json'}: not usable ({first_line(reason)})"
+        ) from reason
     for blob in manifest.blobs:
         for name, state in blob.nf4.items():
-            _swap_linear(model, name, state.shape, TORCH_DTYPES[manifest.model.dtype])
+            _swap_linear(model, name, state.shape, dtype)
     layers = decoder_layers(model, manifest.model.layers_path)
     if len(layers) != manifest.model.num_layers:
         raise PackError(
@@ -53,7 +43,7 @@ def build_skeleton(pack: Pack, *, device: torch.device, attention: str = "sdpa")
             f"{manifest.model.num_layers}; convert again"
         )
     _check_names(model, pack)
-    _fill_buffers(model, device)
+    fill_buffers(model, device)
     _take_end_tokens(model, pack)
     return model.eval()
 
@@ -86,14 +76,13 @@ def _swap_linear(model: nn.Module, weight: str, shape: tuple[int, ...], dtype: t
 
 
 def _check_names(model: Any, pack: Pack) -> None:
-    """Every parameter of the model is in the pack, with its shape, and nothing is left over."""
+    """Every weight of the model is in the pack, with its shape, and nothing is left over."""
     stored: dict[str, tuple[int, ...]] = {}
-    constants: set[str] = set()
+    quantised: set[str] = set()
     for blob in pack.manifest.blobs:
         stored |= {entry.name: entry.shape for entry in blob.tensors if entry.name not in blob.nf4}
-        constants |= set(blob.nf4)
-        constants |= {name + suffix for name in blob.nf4 for suffix in SUFFIXES}
-    wanted = {name: tuple(p.shape) for name, p in model.named_parameters()}
+        quantised |= {*blob.nf4, *blob.constants}
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     if pack.manifest.model.tied:
         head = model.get_output_embeddings()
         for name, module in model.named_modules():
@@ -104,7 +93,7 @@ def _check_names(model: Any, pack: Pack) -> None:
             found = stored.get(name, "nothing")
             raise PackError(f"{name}: config.json wants shape {shape}, the pack has {found}")
     for name in stored:
-        if name not in wanted and name not in constants:
+        if name not in wanted and name not in quantised:
             raise PackError(f"{name}: in the pack, but the model of config.json has no such weight")
 
 
@@ -125,17 +114,3 @@ def _take_end_tokens(model: Any, pack: Pack) -> None:
         if not all(type(one) is int for one in (ids if several else [ids])):
             raise PackError(f"{path}: {name} is no token id: {ids!r}; convert again")
         setattr(model.generation_config, name, ids)
-
-
-def _fill_buffers(model: Any, device: torch.device) -> None:
-    """Rotary tables, embedding scales …: computed from the config, never stored."""
-    for module in model.modules():
-        names = [name for name, buffer in module._buffers.items() if _on_meta(buffer)]
-        for name in names:
-            module._buffers[name] = torch.empty_like(module._buffers[name], device=device)
-        if names:
-            model._init_weights(module)
-
-
-def _on_meta(buffer: torch.Tensor | None) -> bool:
-    return buffer is not None and buffer.is_meta

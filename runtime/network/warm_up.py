@@ -7,15 +7,15 @@ but Python, and takes longer.
 
 from __future__ import annotations
 
-import threading
+import contextlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import nn
 
-from layerpack.runtime.core.interrupts import deferred_interrupts, start_threads
-from layerpack.runtime.network.linear import bitsandbytes_functional, nf4_linear
+from layerpack.libraries.bitsandbytes_api import functional, nf4_linear
+from layerpack.runtime.core.threads import beside
 
 _WIDTH, _HEADS, _HEAD_DIM = 64, 4, 128
 _TOKENS = (4, 1)  # as in prefill, as in decode: other kernels
@@ -23,31 +23,26 @@ _TOKENS = (4, 1)  # as in prefill, as in decode: other kernels
 
 @contextmanager
 def warming_up(device: torch.device) -> Iterator[None]:
-    """In the block `device` gets ready in a thread, which has ended after it, Ctrl-C or not.
+    """In the block `device` gets ready in a thread, which has ended after it.
 
     What goes wrong in there goes wrong again for whoever needs it, and is told there.
     """
     if device.type != "cuda":
         yield
         return
-    thread = threading.Thread(target=_run, args=(device,), name="layerpack-warm-up", daemon=True)
+    job = beside("warm-up", lambda: _run(device))
     try:
-        start_threads(thread)
         yield
     finally:
-        with deferred_interrupts():
-            if thread.ident is not None:
-                thread.join()
+        with contextlib.suppress(Exception):
+            job.wait()
 
 
 def _run(device: torch.device) -> None:
-    try:
-        with torch.inference_mode():
-            touch_kernels(device)
-            torch.cuda.synchronize(device)
-        torch.cuda.empty_cache()
-    except Exception:  # see above
-        return
+    with torch.inference_mode():
+        touch_kernels(device)
+        torch.cuda.synchronize(device)
+    torch.cuda.empty_cache()
 
 
 def touch_kernels(device: torch.device) -> None:
@@ -77,9 +72,7 @@ def touch_linear(device: torch.device) -> None:
     if device.type != "cuda":
         return
     weight = torch.ones((_WIDTH, _WIDTH), dtype=torch.bfloat16, device=device)
-    codes, state = bitsandbytes_functional().quantize_4bit(
-        weight, quant_type="nf4", compress_statistics=True
-    )
+    codes, state = functional().quantize_4bit(weight, quant_type="nf4", compress_statistics=True)
     for tokens in _TOKENS:
         x = torch.ones((1, tokens, _WIDTH), dtype=weight.dtype, device=device)
         nf4_linear(nn.functional.linear(x, weight), codes, state, None, weight.dtype)

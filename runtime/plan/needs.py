@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 from layerpack.formats.errors import PackError
@@ -12,6 +14,9 @@ from layerpack.runtime.plan.plan import Needs
 PREFILL_TOKENS = 2048
 """Prompts are run in passes of at most so many tokens, which bounds the activations."""
 _HIDDEN_COPIES, _INNER_COPIES, _LOGIT_BYTES = 8, 3, 10
+
+Config = Mapping[str, Any]
+"""Fields of a config.json, of the text model where there are several."""
 
 
 def estimate_needs(
@@ -29,12 +34,7 @@ def estimate_needs(
     text = _text_config(pack)
     width = DTYPE_BYTES[pack.manifest.model.dtype]
     tokens = pass_tokens or min(context_tokens, PREFILL_TOKENS)
-    hidden = _number(text, "hidden_size", "n_embd", "d_model")
-    heads = _number(text, "num_attention_heads", "n_head")
-    kv_heads = _number(text, "num_key_value_heads", default=heads)
-    head_dim = _number(text, "head_dim", default=hidden // max(heads, 1))
-    layers = pack.manifest.model.num_layers
-    cache = 2 * layers * kv_heads * head_dim * width * context_tokens
+    hidden, heads, _, head_dim = _heads(text)
     shapes = [state.shape for blob in pack.manifest.layers for state in blob.nf4.values()]
     inner = max((shape[0] for shape in shapes), default=hidden)
     activation = tokens * width * (_HIDDEN_COPIES * hidden + _INNER_COPIES * inner)
@@ -47,19 +47,57 @@ def estimate_needs(
         entry.length_bytes for entry in head.tensors if entry.name != pack.manifest.model.head
     )
     return Needs(
-        cache_bytes=cache,
+        cache_bytes=cache_bytes(
+            text,
+            num_layers=pack.manifest.model.num_layers,
+            element_bytes=width,
+            context_tokens=context_tokens,
+        ),
         activation_bytes=activation,
         decode_bytes=decode,
         constant_bytes=constants,
     )
 
 
+def cache_bytes(config: Config, *, num_layers: int, element_bytes: int, context_tokens: int) -> int:
+    """Bytes of the KV cache of a whole context."""
+    _, _, kv_heads, head_dim = _heads(config)
+    return 2 * num_layers * kv_heads * head_dim * element_bytes * context_tokens
+
+
 def context_limit(pack: Pack) -> int | None:
-    """The most tokens, prompt included, that the model was made for; None if not stated."""
-    return _number(_text_config(pack), "max_position_embeddings", "n_positions") or None
+    """The most tokens, prompt included, that the model takes; None if not stated.
+
+    Scaled rotary positions (YaRN and others, as model pages tell users to switch them on) reach
+    `factor` times as far as those that the model was trained with.
+    """
+    text = _text_config(pack)
+    trained = _number(text, "max_position_embeddings", "n_positions")
+    scaled = [
+        int(_number(rope, "original_max_position_embeddings", default=trained) * factor)
+        for rope in _rope_scalings(text)
+        if isinstance(factor := rope.get("factor"), (int, float)) and math.isfinite(factor)
+    ]
+    return max([trained, *scaled]) or None
 
 
-def _text_config(pack: Pack) -> dict[str, Any]:
+def _rope_scalings(config: Config) -> list[Config]:
+    """The scalings of a config: one, or one for each kind of layer."""
+    found = config.get("rope_parameters") or config.get("rope_scaling")
+    if not isinstance(found, dict):
+        return []
+    return [found, *(part for part in found.values() if isinstance(part, dict))]
+
+
+def _heads(config: Config) -> tuple[int, int, int, int]:
+    """(hidden size, heads, heads of keys and values, size of a head)."""
+    hidden = _number(config, "hidden_size", "n_embd", "d_model")
+    heads = _number(config, "num_attention_heads", "n_head")
+    kv_heads = _number(config, "num_key_value_heads", default=heads)
+    return hidden, heads, kv_heads, _number(config, "head_dim", default=hidden // max(heads, 1))
+
+
+def _text_config(pack: Pack) -> Config:
     config = pack.json_object("config.json")
     if not isinstance(config.get("model_type"), str):
         raise PackError(f'{pack.path / "config.json"}: no "model_type" in it; convert again')
@@ -67,7 +105,7 @@ def _text_config(pack: Pack) -> dict[str, Any]:
     return text if isinstance(text, dict) else config
 
 
-def _number(config: dict[str, Any], *names: str, default: int = 0) -> int:
+def _number(config: Config, *names: str, default: int = 0) -> int:
     for name in names:
         if type(config.get(name)) is int:
             return int(config[name])

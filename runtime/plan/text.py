@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from layerpack.formats.units import human_bytes
-from layerpack.runtime.core.slices import Part, Slice
+from layerpack.runtime.core.slices import Kind, Slice
 from layerpack.runtime.machine.machine import Machine
 from layerpack.runtime.plan.plan import Plan, Tier
 
@@ -54,7 +54,7 @@ def plan_facts(plan: Plan, machine: Machine) -> dict[str, Any]:
             for tier in Tier
         },
         "slots": {"count": plan.num_slots, "bytes": plan.slot_bytes},
-        "ring": {"buffers": plan.num_pieces, "bytes": plan.piece_bytes},
+        "ring": {"buffers": plan.num_buffers, "bytes": plan.buffer_bytes},
         "link_gb_s": machine.link_gb_s if on_gpu else None,
         "disk_gb_s": machine.disk_gb_s,
         "disk_threads": machine.disk_threads,
@@ -118,8 +118,8 @@ def _tier_line(plan: Plan, tier: Tier) -> str:
 def _folded(parts: Sequence[Slice]) -> str:
     """`layers 0-40, head 0-5`, or only how many where there are too many ranges."""
     texts = []
-    for kind, name in ((Part.LAYER, "layer"), (Part.HEAD, "lm_head part")):
-        numbers = [part.number for part in parts if part.part is kind]
+    for kind, name in ((Kind.LAYER, "layer"), (Kind.HEAD, "lm_head part")):
+        numbers = [part.number for part in parts if part.kind is kind]
         ranges = _ranges(numbers)
         if len(ranges) > _MOST_RANGES:
             texts.append(f"{len(numbers)} {name}s, evenly spread")

@@ -60,7 +60,7 @@ class HostLane:
 
     def fence(self) -> Fence:
         """Already passed."""
-        return _Passed()
+        return PassedFence()
 
     def wait_ready(self, slot: int) -> None:
         """Nothing to order."""
@@ -72,7 +72,9 @@ class HostLane:
         """Nothing to wait for."""
 
 
-class _Passed:
+class PassedFence:
+    """A point that was passed before anybody asked."""
+
     def wait(self) -> None:
         """Already passed."""
 

@@ -1,6 +1,6 @@
 """A ring of host buffers between the threads that read the disk and the one that feeds the device.
 
-The pieces of a pass have tickets 0, 1, 2 …; ticket t uses buffer t % num_slots. Readers finish in
+The extents of a pass have tickets 0, 1, 2 …; ticket t uses buffer t % num_slots. Readers finish in
 any order, the consumer takes in ticket order. Nothing here knows torch: a buffer is a memoryview,
 a fence anything with `wait()`, so all of it is tested without a GPU.
 """
@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 from types import TracebackType
 from typing import Protocol
 
 from layerpack.formats.errors import StalledError, StreamError
 from layerpack.formats.read import Reader
-from layerpack.runtime.core.interrupts import deferred_interrupts, start_threads
-from layerpack.runtime.core.pieces import Piece
+from layerpack.runtime.core.patience import TICK_S, Patience
+from layerpack.runtime.core.slices import Extent
 
 
 class Fence(Protocol):
@@ -38,7 +38,7 @@ class _Stage(Enum):
 class ReadRing:
     """FREE -claim-> reader -publish-> READY -take-> consumer -release(fence)-> FREE
 
-    `piece_of(ticket)` names what to read for a ticket; it is pure and may be called from any
+    `extent_of(ticket)` names what to read for a ticket; it is pure and may be called from any
     reader thread. Tickets go on without end, or up to `num_tickets`. The first error of a reader
     is kept whole and raised by `take`. As a context manager it starts, and stops at the end.
     """
@@ -46,16 +46,16 @@ class ReadRing:
     def __init__(
         self,
         *,
-        buffers: list[memoryview],
+        buffers: Sequence[memoryview],
         reader: Reader,
-        piece_of: Callable[[int], Piece],
+        extent_of: Callable[[int], Extent],
         num_threads: int,
         num_tickets: int | None = None,
-        on_read: Callable[[Piece, float, float], None] | None = None,
+        on_read: Callable[[Extent, float, float], None] | None = None,
     ) -> None:
         self._buffers = buffers
         self._reader = reader
-        self._piece_of = piece_of
+        self._extent_of = extent_of
         self._num_tickets = num_tickets
         self._on_read = on_read
         self._changed = threading.Condition()
@@ -75,10 +75,30 @@ class ReadRing:
             for i in range(num_threads)
         ]
 
+    @classmethod
+    def over(
+        cls,
+        extents: Sequence[Extent],
+        *,
+        buffers: Sequence[memoryview],
+        reader: Reader,
+        num_threads: int,
+        on_read: Callable[[Extent, float, float], None] | None = None,
+    ) -> ReadRing:
+        """A ring that reads each of `extents` once, in this order."""
+        return cls(
+            buffers=buffers,
+            reader=reader,
+            extent_of=extents.__getitem__,
+            num_threads=num_threads,
+            num_tickets=len(extents),
+            on_read=on_read,
+        )
+
     def __enter__(self) -> ReadRing:
         try:
             self.start()
-        except BaseException:
+        except BaseException:  # no more threads, say
             self.stop()
             raise
         return self
@@ -87,34 +107,43 @@ class ReadRing:
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
-        trace: TracebackType | None,
+        traceback: TracebackType | None,
     ) -> None:
         self.stop()
 
     def start(self) -> None:
         """Begin to read ahead, as far as there are buffers."""
-        start_threads(*self._threads)
+        for thread in self._threads:
+            thread.start()
 
-    def take(self, *, timeout_s: float) -> tuple[Piece, memoryview]:
-        """The next ticket's piece and its bytes; waits. The buffer is the caller's until `release`.
+    def take(self, patience: Patience) -> tuple[Extent, memoryview]:
+        """The next ticket's extent and its bytes; waits. The buffer is yours until `release`.
 
-        Raises StreamError with the cause if a reader failed, StalledError after `timeout_s`.
+        Raises StreamError with the cause if a reader failed, StalledError, CancelledError.
         """
-        deadline = time.monotonic() + timeout_s
+        deadline_s = time.monotonic() + patience.watchdog_s
         with self._changed:
             ticket = self._next_take
             slot = ticket % len(self._buffers)
             while self._ready[slot] != ticket:
                 self._raise_if_over()
-                if not self._changed.wait(max(0.0, deadline - time.monotonic())):
-                    piece = self._piece_of(ticket)
+                patience.check()
+                if time.monotonic() > deadline_s:
+                    extent = self._extent_of(ticket)
                     raise StalledError(
-                        f"no bytes of {piece.title} from {piece.path} for {timeout_s:.0f} s; "
-                        f"{self._stage_of(ticket).value}"
+                        f"no bytes of {extent.title} from {extent.path} for "
+                        f"{patience.watchdog_s:.0f} s; {self._stage_of(ticket).value}"
                     )
+                self._changed.wait(min(TICK_S, patience.watchdog_s))
             self._next_take += 1
-        piece = self._piece_of(ticket)
-        return piece, self._buffers[slot][: piece.length_bytes]
+        extent = self._extent_of(ticket)
+        return extent, self._buffers[slot][: extent.length_bytes]
+
+    def take_all(self, patience: Patience) -> Iterator[tuple[Extent, memoryview]]:
+        """`take` as often as there are tickets; each buffer is to be released in the loop."""
+        assert self._num_tickets is not None
+        for _ in range(self._num_tickets):
+            yield self.take(patience)
 
     def release(self, fence: Fence | None) -> None:
         """Give back the oldest taken buffer; it is read into again once `fence` has passed."""
@@ -127,14 +156,13 @@ class ReadRing:
 
     def stop(self, *, timeout_s: float = 30.0) -> None:
         """Stop and join the readers. Raises StalledError if one is stuck in the kernel."""
-        with deferred_interrupts():
-            with self._changed:
-                self._stopping = True
-                self._changed.notify_all()
-            deadline = time.monotonic() + timeout_s
-            for thread in self._threads:
-                if thread.ident is not None:
-                    thread.join(max(0.0, deadline - time.monotonic()))
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+        deadline_s = time.monotonic() + timeout_s
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join(max(0.0, deadline_s - time.monotonic()))
         if stuck := [thread.name for thread in self._threads if thread.is_alive()]:
             raise StalledError(f"{', '.join(stuck)} did not end within {timeout_s:.0f} s")
 
@@ -176,13 +204,13 @@ class ReadRing:
                     fence.wait()
                 slot = ticket % len(self._buffers)
                 self._stages[slot] = _Stage.READING
-                piece = self._piece_of(ticket)
+                extent = self._extent_of(ticket)
                 begin_s = time.perf_counter()
                 self._reader.read(
-                    piece.path, piece.offset_bytes, piece.length_bytes, self._buffers[slot]
+                    extent.path, extent.offset_bytes, extent.length_bytes, self._buffers[slot]
                 )
                 if self._on_read is not None:
-                    self._on_read(piece, begin_s, time.perf_counter())
+                    self._on_read(extent, begin_s, time.perf_counter())
                 with self._changed:
                     self._ready[slot] = ticket
                     self._changed.notify_all()

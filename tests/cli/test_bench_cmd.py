@@ -39,7 +39,7 @@ def test_table_and_picture(run: Run, pack_of: PackOf, tmp_path: Path) -> None:
     assert code == 0
     assert [line.split()[0] for line in out.splitlines()[2:5]] == ["row", "host", "disk-buffered"]
     begun, host, _, disk = err.splitlines()
-    assert begun == "[host: layerpack: host memory in place, sdpa]"
+    assert begun == "[host: layerpack: host memory in place, default attention]"
     assert re.fullmatch(r"\[host: \d+\.\d{3} s a pass, median of 1\]", host)
     assert disk.startswith("[disk-buffered: ") and disk.endswith(" s a pass, median of 1]")
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")

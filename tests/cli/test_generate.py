@@ -202,7 +202,7 @@ def test_proposed_tokens_are_in_the_summary(generate: Run, pack_of: PackOf) -> N
 def test_verbose_says_where_the_time_went(generate: Run) -> None:
     *plan, setup, _ = generate("--prompt", PROMPT, "-v").err.splitlines()
     assert any(line.startswith("device ") for line in plan)
-    assert re.fullmatch(r"\[set-up: .* imports, .* tokenizer .*; .* opening: plan .*\]", setup)
+    assert re.fullmatch(r"\[set-up: .* imports; .* opening: plan .*, tokenizer .*\]", setup)
 
 
 def test_packs_that_cannot_be_opened(generate: Run, pack_of: PackOf, tmp_path: Path) -> None:

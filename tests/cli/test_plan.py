@@ -34,7 +34,7 @@ def test_a_plan_for_an_assumed_machine_touches_neither_gpu_nor_disk(
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("measured")
 
-    monkeypatch.setattr("layerpack.runtime.assumed.probe_machine", refuse)
+    monkeypatch.setattr("layerpack.runtime.planning.probe_machine", refuse)
     result = run(pack_of("llama"), *LAPTOP, "--vram-layers", 2, "--host-layers", 1, "--layers")
     assert result.exit_code == 0
     for line in (

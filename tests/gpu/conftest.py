@@ -12,7 +12,8 @@ import torch
 from support.runs.cuda import logits_of, options
 
 from layerpack.formats.units import MIB
-from layerpack.runtime.stream import host
+from layerpack.libraries.torch_api import register_host, unregister_host
+from layerpack.runtime.stream import host_tier, pinned
 
 
 @pytest.fixture(scope="module")
@@ -38,20 +39,20 @@ def pack(made: Path, tmp_path: Path) -> Path:
 def registered(monkeypatch: pytest.MonkeyPatch) -> set[int]:
     """Addresses that are registered with CUDA, really."""
     addresses: set[int] = set()
-    register, unregister = host._register, host._unregister
 
-    def note(tensor: torch.Tensor, flags: int) -> int:
-        code = register(tensor, flags)
+    def note(tensor: torch.Tensor, *, read_only: bool = False) -> int:
+        code = register_host(tensor, read_only=read_only)
         if not code:
             addresses.add(tensor.data_ptr())
         return code
 
     def forget(address: int) -> None:
-        unregister(address)
+        unregister_host(address)
         addresses.remove(address)
 
-    monkeypatch.setattr(host, "_register", note)
-    monkeypatch.setattr(host, "_unregister", forget)
+    for room in (host_tier, pinned):
+        monkeypatch.setattr(room, "register_host", note)
+        monkeypatch.setattr(room, "unregister_host", forget)
     return addresses
 
 

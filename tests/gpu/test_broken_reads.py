@@ -12,11 +12,11 @@ from support.runs.cuda import IDS, logits_of, options
 from support.runs.faults import Disk, nothing_left
 
 from layerpack.formats.errors import StreamError
-from layerpack.runtime import model
+from layerpack.runtime import opening
 from layerpack.runtime.core.slices import Slice
 from layerpack.runtime.model import Model
-from layerpack.runtime.planning import make_plan
-from layerpack.runtime.stream import host
+from layerpack.runtime.planning import plan_for
+from layerpack.runtime.stream import host_tier
 from layerpack.runtime.stream.mapped import map_slice
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("same_vram_after")]
@@ -52,12 +52,12 @@ def test_a_broken_read_of_resident_layers_ends_opening(
     logits_of(pack, options(tier))
 
     def then_break(*arguments: Any) -> Any:
-        result = make_plan(*arguments)
+        result = plan_for(*arguments)
         disk.arm("error", after=2)  # the first read asks whether direct reads are possible
         return result
 
     with monkeypatch.context() as patch, nothing_left(pack, within_s=60):
-        patch.setattr(model, "make_plan", then_break)
+        patch.setattr(opening, "plan_for", then_break)
         with pytest.raises(StreamError, match="EIO"):
             logits_of(pack, options(tier))
     disk.disarm()
@@ -75,7 +75,7 @@ def test_a_file_that_shrinks_before_it_is_registered_is_named(
             os.truncate(part.path, 4096)
         return mapped
 
-    monkeypatch.setattr(host, "map_slice", then_truncate)
+    monkeypatch.setattr(host_tier, "map_slice", then_truncate)
     with nothing_left(pack, within_s=60), pytest.raises(StreamError, match="become shorter"):
         logits_of(pack, options("host"))
     assert not registered

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -11,22 +12,20 @@ import torch
 from support.runs.cuda import logits_of, options, tiers
 from support.runs.faults import after_interrupt, nothing_left
 
-from layerpack.runtime import loading as opening
-from layerpack.runtime import model
+from layerpack.runtime import loading, opening
 from layerpack.runtime.engine.options import GenerateOptions
 from layerpack.runtime.model import Model
-from layerpack.runtime.network import weights
-from layerpack.runtime.stream import host
+from layerpack.runtime.stream import host_tier, store
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("same_vram_after")]
 
 PHASES = {
-    "pinning": (weights, "PinnedBuffers", "disk"),
-    "registering": (host, "_register", "host"),
-    "loading residents": (weights, "load_resident", "VRAM"),
-    "building the skeleton": (model, "build_skeleton", "mixed"),
-    "waiting for weights": (opening.Opening, "result", "mixed"),
-    "binding": (weights.Weights, "attach", "mixed"),
+    "pinning": (store, "PinnedBuffers", "disk"),
+    "registering": (host_tier, "register_host", "host"),
+    "loading residents": (store, "load_vram", "VRAM"),
+    "building the skeleton": (opening, "build_skeleton", "mixed"),
+    "waiting for weights": (loading.Loading, "result", "mixed"),
+    "binding": (opening, "attach", "mixed"),
 }
 
 
@@ -61,6 +60,7 @@ def test_ctrl_c_in_a_pass_and_while_closing(
             calls.append(1)
             if len(calls) == 3:
                 os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(0.5)  # until the waiting thread has seen it
 
         hook = opened.network.model.layers[1].mlp.register_forward_pre_hook(count)
         broken = opened.generate("hello", wanted)
@@ -68,6 +68,6 @@ def test_ctrl_c_in_a_pass_and_while_closing(
         assert broken.finish == "interrupted"
         assert broken.token_ids == whole[: len(broken.token_ids)]
         assert opened.generate("hello", wanted).token_ids == whole
-        closed = after_interrupt(weights.Weights.__exit__)
-        monkeypatch.setattr(weights.Weights, "__exit__", closed)
+        closed = after_interrupt(store.Store.__exit__)
+        monkeypatch.setattr(store.Store, "__exit__", closed)
     assert not registered

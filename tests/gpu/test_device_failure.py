@@ -19,26 +19,27 @@ import sys
 import threading
 import torch
 from layerpack.formats.errors import StreamError
-from layerpack.runtime.stream import host
+from layerpack.libraries.torch_api import register_host, unregister_host
+from layerpack.runtime.stream import host_tier, pinned
 from layerpack.runtime.engine.options import GenerateOptions
 from layerpack.runtime.model import Model
 from layerpack.runtime.open_options import OpenOptions
 from layerpack.runtime.plan.plan import Limits
 
 registered = set()
-register, unregister = host._register, host._unregister
 
-def note(tensor, flags):
-    code = register(tensor, flags)
+def note(tensor, *, read_only=False):
+    code = register_host(tensor, read_only=read_only)
     if not code:
         registered.add(tensor.data_ptr())
     return code
 
 def forget(address):
-    unregister(address)
+    unregister_host(address)
     registered.remove(address)
 
-host._register, host._unregister = note, forget
+for room in (host_tier, pinned):
+    room.register_host, room.unregister_host = note, forget
 
 def fail(*_):
     torch.zeros(4, device="cuda")[torch.tensor([9], device="cuda")]
@@ -63,7 +64,7 @@ try:
 except StreamError as error:
     print(error, flush=True)
 try:
-    host.PinnedBuffers(count=1, each_bytes=4096, device=torch.device("cuda", 0))
+    pinned.PinnedBuffers(count=1, each_bytes=4096, device=torch.device("cuda", 0))
 except torch.AcceleratorError:
     print("pinning is not refused", flush=True)
 """

@@ -14,12 +14,12 @@ from support.runs.cuda import IDS, logits_of, options, tiers
 from support.runs.faults import nothing_left
 
 from layerpack.formats.errors import CapacityError, StreamError
-from layerpack.runtime import model
+from layerpack.runtime import opening
 from layerpack.runtime.engine.options import GenerateOptions
 from layerpack.runtime.model import Model
 from layerpack.runtime.open_options import OpenOptions
 from layerpack.runtime.plan.plan import Limits, Tier
-from layerpack.runtime.planning import make_plan
+from layerpack.runtime.planning import plan_for
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("same_vram_after")]
 
@@ -32,7 +32,7 @@ def test_a_device_that_fills_up_while_opening_says_so(
     taken: list[torch.Tensor] = []
 
     def then_fill(*arguments: Any) -> Any:
-        result = make_plan(*arguments)
+        result = plan_for(*arguments)
         torch.cuda.empty_cache()
         torch.cuda.set_per_process_memory_fraction(1e-9)  # what somebody else takes is gone, too
         for size_bytes in (1 << 20, 1 << 14, 512):  # what this process has taken, but not in use
@@ -43,7 +43,7 @@ def test_a_device_that_fills_up_while_opening_says_so(
 
     try:
         with monkeypatch.context() as patch, nothing_left(pack, within_s=60):
-            patch.setattr(model, "make_plan", then_fill)
+            patch.setattr(opening, "plan_for", then_fill)
             with pytest.raises(CapacityError, match="the device ran out of memory while"):
                 logits_of(pack, options(tier))
     finally:

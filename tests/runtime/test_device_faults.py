@@ -13,20 +13,21 @@ from support.runs.faults import nothing_left
 
 from layerpack.formats.errors import StreamError
 from layerpack.formats.read import BufferedReader
-from layerpack.runtime import model, planning
+from layerpack.runtime import opening
 from layerpack.runtime.bench import row as bench_runner
 from layerpack.runtime.bench.options import BenchOptions
 from layerpack.runtime.bench.report import LeftOut, RowResult
 from layerpack.runtime.bench.run import run_bench
 from layerpack.runtime.core.device_errors import device_errors
-from layerpack.runtime.core.pieces import Piece
+from layerpack.runtime.core.patience import Patience
+from layerpack.runtime.core.slices import Extent
 from layerpack.runtime.engine.draft import load_draft
 from layerpack.runtime.engine.options import GenerateOptions
 from layerpack.runtime.measure import links as measure
 from layerpack.runtime.model import Model
-from layerpack.runtime.network import weights
 from layerpack.runtime.open_options import OpenOptions
 from layerpack.runtime.plan.plan import Limits
+from layerpack.runtime.stream import store
 from layerpack.runtime.stream.lane import EventFence, HostLane
 from layerpack.runtime.stream.ring import ReadRing
 
@@ -107,10 +108,10 @@ def test_a_failed_device_is_told_again_in_the_next_pass(
     ("where", "name"),
     [
         (measure, "pick_threads"),
-        (planning, "plan_cpu"),
-        (weights, "HostLane"),
-        (model, "build_skeleton"),
-        (model, "attach_ends"),
+        (opening, "plan_for"),
+        (store, "HostLane"),
+        (opening, "build_skeleton"),
+        (opening, "attach"),
     ],
 )
 def test_a_device_that_fails_while_opening(
@@ -153,15 +154,15 @@ def test_a_reader_that_waits_for_a_failed_device_says_so(pack: Path) -> None:
         ring = ReadRing(
             buffers=[memoryview(bytearray(64))],
             reader=reader,
-            piece_of=lambda _: Piece(title="layer 0", path=path, offset_bytes=0, length_bytes=64),
+            extent_of=lambda _: Extent(title="layer 0", path=path, offset_bytes=0, length_bytes=64),
             num_threads=1,
         )
         with ring:
-            ring.take(timeout_s=5)
+            ring.take(Patience(5))
             event: Any = FailingEvent()
             ring.release(EventFence(event))
             with pytest.raises(StreamError, match=LINE.format("in a copy")):
-                ring.take(timeout_s=5)
+                ring.take(Patience(5))
 
 
 def test_a_device_that_fails_in_a_row_of_the_bench_leaves_the_row_out(

@@ -84,7 +84,7 @@ def test_a_long_prompt_goes_in_passes_of_bounded_size(
     pack = pack_of("llama")
     with Model.open(pack, options(pack)) as model:
         plain = model.generate(PROMPT, UNDRAFTED)
-        monkeypatch.setattr("layerpack.runtime.generate.PREFILL_TOKENS", 24)
+        monkeypatch.setattr("layerpack.runtime.engine.sequence.PREFILL_TOKENS", 24)
         in_chunks = model.generate(PROMPT, UNDRAFTED)
         drafted = model.generate(PROMPT, DRAFTED)
     num_chunks = -(-plain.prompt_tokens // 24)

@@ -60,7 +60,7 @@ def test_logits_and_greedy_text_equal_the_reference(pack_from: PackFrom, source:
     for title, limits in WAYS[source].items():
         with Model.open(pack, OpenOptions(device="cpu", limits=limits)) as model:
             if ids is None:
-                ids = encode_prompt(model.tokenizer, QUESTION, wanted)
+                ids = torch.tensor([encode_prompt(model.tokenizer, QUESTION, wanted)])
                 with torch.no_grad():
                     logits = reference(ids).logits
                 tokens = reference.generate(ids, max_new_tokens=12, do_sample=False)

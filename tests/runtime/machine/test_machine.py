@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from layerpack.formats.units import GIB, MIB
-from layerpack.runtime.machine.machine import cgroup_memory, host_memory
+from layerpack.runtime.machine.host_memory import cgroup_memory, host_memory
 
 STAT = "anon 1000\nfile {file}\nshmem 0\ninactive_file {inactive}\nactive_file {active}\n"
 

@@ -14,7 +14,8 @@ import torch
 from layerpack.formats.errors import StreamError
 from layerpack.formats.read import BufferedReader
 from layerpack.formats.units import MIB
-from layerpack.runtime.core.slices import Part, Slice
+from layerpack.runtime.core.patience import Patience
+from layerpack.runtime.core.slices import Kind, Slice
 from layerpack.runtime.measure import links as measure
 from layerpack.runtime.measure.remembered import Disk, Links, cache_file, load_links, store_links
 
@@ -36,7 +37,7 @@ def slices(tmp_path: Path) -> tuple[Slice, ...]:
         found.append(
             Slice(
                 index=index,
-                part=Part.LAYER,
+                kind=Kind.LAYER,
                 number=index,
                 path=path,
                 offset_bytes=4096,
@@ -101,20 +102,20 @@ def test_the_disk_is_measured_once_per_pack_if_enough_was_read(
     home: Path, slices: tuple[Slice, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cpu = torch.device("cpu")
-    first = measure.probe_machine(cpu, slices)
+    first = measure.probe_machine(cpu, slices, patience=Patience())
     assert first.disk_gb_s > 0
     assert not cache_file().exists(), "two megabytes say nothing about a disk"
     monkeypatch.setattr(measure, "_ENOUGH_BYTES", MIB)
-    second = measure.probe_machine(cpu, slices)
+    second = measure.probe_machine(cpu, slices, patience=Patience())
     data = json.loads(cache_file().read_text())
     (entry,) = data["disks"].values()
     assert entry == {"gb_s": second.disk_gb_s, "num_threads": second.disk_threads}
-    third = measure.probe_machine(cpu, slices)
+    third = measure.probe_machine(cpu, slices, patience=Patience())
     assert (third.disk_gb_s, third.disk_threads) == (second.disk_gb_s, second.disk_threads)
     entry["gb_s"] = 123.0
     cache_file().write_text(json.dumps(data))
-    assert measure.probe_machine(cpu, slices).disk_gb_s == 123.0
-    assert measure.probe_machine(cpu, slices, refresh=True).disk_gb_s != 123.0
+    assert measure.probe_machine(cpu, slices, patience=Patience()).disk_gb_s == 123.0
+    assert measure.probe_machine(cpu, slices, patience=Patience(), refresh=True).disk_gb_s != 123.0
 
 
 def test_no_byte_is_read_twice(slices: tuple[Slice, ...], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,12 +127,12 @@ def test_no_byte_is_read_twice(slices: tuple[Slice, ...], monkeypatch: pytest.Mo
             self, path: Path, offset_bytes: int, length_bytes: int, buffer: memoryview
         ) -> None:
             with lock:
-                reads[path, offset_bytes] += 1  # pieces tile a slice
+                reads[path, offset_bytes] += 1  # extents tile a slice
             super().read(path, offset_bytes, length_bytes, buffer)
 
     monkeypatch.setattr(measure, "open_reader", lambda *_: Counting())
-    monkeypatch.setattr(measure, "PIECE_BYTES", 64 * 1024)
-    _, read_bytes = measure.pick_threads(slices, watchdog_s=20)
+    monkeypatch.setattr(measure, "BUFFER_BYTES", 64 * 1024)
+    _, read_bytes = measure.pick_threads(slices, Patience(20))
     assert set(reads.values()) == {1}
     assert 0 < read_bytes <= sum(part.length_bytes for part in slices)
 
@@ -141,6 +142,6 @@ def test_a_read_error_ends_the_measurement(slices: tuple[Slice, ...]) -> None:
     files = len(os.listdir("/proc/self/fd"))
     os.truncate(slices[1].path, 5000)
     with pytest.raises(StreamError, match=r"1: ends at byte \d+, wanted .* run `layerpack verify`"):
-        measure.pick_threads(slices, watchdog_s=20)
+        measure.pick_threads(slices, Patience(20))
     assert threading.active_count() == before
     assert len(os.listdir("/proc/self/fd")) == files

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from layerpack.runtime.network.ends import EmbeddingRows
+from layerpack.runtime.network.embedding import EmbeddingRows
 
 
 @pytest.mark.parametrize("padding", [None, 7])

@@ -12,9 +12,9 @@ from support.models.tiny import ARCHITECTURES
 
 from layerpack.convert.api import convert
 from layerpack.convert.options import ConvertOptions
-from layerpack.runtime.core.slices import Part
+from layerpack.runtime.core.slices import Kind
 from layerpack.runtime.model import Model
-from layerpack.runtime.network import ends
+from layerpack.runtime.network import head
 from layerpack.runtime.open_options import OpenOptions
 from layerpack.runtime.plan.plan import Limits, Tier
 
@@ -70,10 +70,10 @@ def test_a_quantised_head_in_several_parts_equals_the_reference(
         logits = quantised_reference(pack)(IDS).logits
     limits = WAYS["two slots"]
     with Model.open(pack, OpenOptions(device="cpu", limits=limits)) as model, torch.no_grad():
-        assert sum(part.part is Part.HEAD for part in model.plan.slices) == 3
+        assert sum(part.kind is Kind.HEAD for part in model.plan.slices) == 3
         # Made when opening: on a GPU the host would wait for it in each pass.
-        monkeypatch.setattr(ends, "make_state", lambda *_: pytest.fail("made in a pass"))
-        monkeypatch.setattr(ends, "offset_tensor", lambda *_: pytest.fail("made in a pass"))
+        monkeypatch.setattr(head, "quant_state", lambda *_: pytest.fail("made in a pass"))
+        monkeypatch.setattr(head, "offset_tensor", lambda *_: pytest.fail("made in a pass"))
         for _ in range(2):
             found = model.network(IDS).logits
             torch.testing.assert_close(found, logits, rtol=0.02, atol=0.02)

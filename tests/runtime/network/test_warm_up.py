@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import threading
-import time
 
 import pytest
 import torch
@@ -36,20 +33,6 @@ def test_on_a_cpu_there_is_nothing_to_do(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(warm_up, "touch_kernels", lambda _: pytest.fail("not called"))
     with warming_up(torch.device("cpu")):
         assert "layerpack-warm-up" not in {thread.name for thread in threading.enumerate()}
-
-
-def test_ctrl_c_while_its_end_is_awaited(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The thread has ended when the interrupt gets out: it would go on beside the next opening."""
-
-    def slow(_: torch.device) -> None:
-        time.sleep(0.1)
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(0.3)
-
-    monkeypatch.setattr(warm_up, "touch_kernels", slow)
-    with pytest.raises(KeyboardInterrupt), warming_up(torch.device("cuda", 0)):
-        pass
-    assert "layerpack-warm-up" not in {thread.name for thread in threading.enumerate()}
 
 
 @pytest.mark.gpu

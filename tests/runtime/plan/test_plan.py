@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from layerpack.formats.errors import CapacityError
 from layerpack.formats.units import GIB, MIB
-from layerpack.runtime.core.slices import Part, Slice
+from layerpack.runtime.core.slices import Kind, Slice
 from layerpack.runtime.machine.machine import Machine
-from layerpack.runtime.plan.plan import NUM_PIECES, Limits, Needs, Plan, Tier, plan, plan_cpu
+from layerpack.runtime.plan.plan import NUM_BUFFERS, Limits, Needs, Plan, Tier
+from layerpack.runtime.plan.policy import make_plan
 from layerpack.runtime.plan.spread import spread
 
 LAYER = 450 * MIB
@@ -24,7 +25,7 @@ def make_slices(sizes: list[int]) -> tuple[Slice, ...]:
     return tuple(
         Slice(
             index=index,
-            part=Part.LAYER,
+            kind=Kind.LAYER,
             number=index,
             path=Path(f"layer-{index}"),
             offset_bytes=4096,
@@ -70,9 +71,7 @@ needs = st.builds(Needs, cache_bytes=st.integers(0, GIB), activation_bytes=st.in
 
 def try_plan(slices: tuple[Slice, ...], where: Machine, **arguments: object) -> Plan | None:
     try:
-        if where.vram_free_bytes is None:
-            return plan_cpu(slices, machine=where, **arguments)  # type: ignore[arg-type]
-        return plan(slices, machine=where, **arguments)  # type: ignore[arg-type]
+        return make_plan(slices, machine=where, **arguments)  # type: ignore[arg-type]
     except CapacityError:
         return None
 
@@ -87,7 +86,7 @@ def test_no_budget_is_exceeded_and_every_slice_has_a_place(
     assert len(found.tiers) == len(slices)
     room = {tier: sum(part.slot_bytes for part in found.slices_in(tier)) for tier in Tier}
     assert sum(found.bytes_in(tier) for tier in Tier) == sum(part.length_bytes for part in slices)
-    ring = found.num_pieces * found.piece_bytes
+    ring = found.num_buffers * found.buffer_bytes
     if vram is None:
         assert room[Tier.VRAM] == 0
         # A pack that fits is used where it is mapped; else slots and ring are host memory, too.
@@ -104,7 +103,7 @@ def test_no_budget_is_exceeded_and_every_slice_has_a_place(
     streamed = Tier.DISK in found.tiers or (vram is not None and Tier.HOST in found.tiers)
     assert (found.num_slots >= 2) == streamed
     assert found.disk_bytes == found.bytes_in(Tier.DISK)
-    assert found.num_pieces == (NUM_PIECES if found.disk_bytes else 0)
+    assert found.num_buffers == (NUM_BUFFERS if found.disk_bytes else 0)
 
 
 @given(any_slices | like_models, st.none() | sizes, sizes, needs, limits)
@@ -168,7 +167,7 @@ def test_spread_is_as_even_as_whole_numbers_allow(count: int, more: int) -> None
 
 @pytest.mark.parametrize("vram_gib", [6, 8, 12, 24])
 def test_each_tier_is_spread_over_the_whole_pass(vram_gib: int) -> None:
-    found = plan(BIG, machine=machine(vram_gib * GIB, 20 * GIB), needs=NEEDS)
+    found = make_plan(BIG, machine=machine(vram_gib * GIB, 20 * GIB), needs=NEEDS)
     for tier in Tier:
         places = [place for place, where in enumerate(found.tiers) if where is tier]
         if len(places) > 1:
@@ -180,32 +179,36 @@ def test_each_tier_is_spread_over_the_whole_pass(vram_gib: int) -> None:
 def test_a_laptop_keeps_room_for_its_desktop() -> None:
     # 16 GB of RAM of which a browser and the system hold 3.5.
     where = replace(machine(int(7.5e9), int(12.5e9)), host_total_bytes=16_000_000_000)
-    found = plan(BIG, machine=where, needs=NEEDS)
-    pinned = found.bytes_in(Tier.HOST) + found.num_pieces * found.piece_bytes
+    found = make_plan(BIG, machine=where, needs=NEEDS)
+    pinned = found.bytes_in(Tier.HOST) + found.num_buffers * found.buffer_bytes
     assert 7e9 < pinned < 12.5e9 - 2.5e9
     assert set(found.tiers) == set(Tier)
 
 
 def test_a_pack_smaller_than_memory_is_wholly_in_host_memory() -> None:
     total = sum(part.slot_bytes for part in BIG)
-    found = plan(BIG, machine=machine(8 * GIB, 64 * GIB), needs=NEEDS, limits=Limits(vram_slices=0))
+    found = make_plan(
+        BIG, machine=machine(8 * GIB, 64 * GIB), needs=NEEDS, limits=Limits(vram_slices=0)
+    )
     assert set(found.tiers) == {Tier.HOST}
-    assert found.disk_bytes == found.num_pieces == 0
+    assert found.disk_bytes == found.num_buffers == 0
     # Nor is room for a ring that nothing needs a reason to leave one slice on disk.
-    exact = plan(BIG, machine=machine(8 * GIB, total), needs=NEEDS, limits=Limits(ram_bytes=total))
+    exact = make_plan(
+        BIG, machine=machine(8 * GIB, total), needs=NEEDS, limits=Limits(ram_bytes=total)
+    )
     assert Tier.DISK not in exact.tiers
 
 
 def test_a_limit_that_somebody_sets_is_taken_at_their_word() -> None:
     where = machine(8 * GIB, 12 * GIB)
-    usual = plan(BIG, machine=where, needs=NEEDS)
-    asked = plan(BIG, machine=where, needs=NEEDS, limits=Limits(ram_bytes=11 * GIB))
+    usual = make_plan(BIG, machine=where, needs=NEEDS)
+    asked = make_plan(BIG, machine=where, needs=NEEDS, limits=Limits(ram_bytes=11 * GIB))
     assert usual.bytes_in(Tier.HOST) < asked.bytes_in(Tier.HOST) <= 11 * GIB
 
 
 def test_all_resident_takes_no_slots() -> None:
     small = make_slices([100 * MIB] * 10)
-    found = plan(small, machine=machine(1100 * MIB, 32 * GIB), needs=Needs())
+    found = make_plan(small, machine=machine(1100 * MIB, 32 * GIB), needs=Needs())
     assert set(found.tiers) == {Tier.VRAM}
     assert found.num_slots == found.slot_bytes == found.streamed_bytes == 0
     assert found.pass_s == 0
@@ -214,7 +217,9 @@ def test_all_resident_takes_no_slots() -> None:
 @pytest.mark.parametrize(("free_mib", "slots"), [(950, 2), (1500, 3), (1900, 4), (9000, 4)])
 def test_as_many_slots_as_fit_come_before_resident_layers(free_mib: int, slots: int) -> None:
     vram = int(free_mib * MIB / 0.96) + 1
-    found = plan(BIG, machine=machine(vram, 64 * GIB), needs=Needs(), limits=Limits(num_slots=4))
+    found = make_plan(
+        BIG, machine=machine(vram, 64 * GIB), needs=Needs(), limits=Limits(num_slots=4)
+    )
     assert found.num_slots == slots
     assert (Tier.VRAM in found.tiers) == (free_mib == 9000)
 
@@ -242,21 +247,21 @@ def test_as_many_slots_as_fit_come_before_resident_layers(free_mib: int, slots: 
     ],
 )
 def test_refusals_name_the_figures(vram: int | None, limits: Limits, words: str) -> None:
-    decide = plan_cpu if vram is None else plan
+
     with pytest.raises(CapacityError, match=words):
-        decide(BIG, machine=machine(vram, 16 * GIB), needs=NEEDS, limits=limits)
+        make_plan(BIG, machine=machine(vram, 16 * GIB), needs=NEEDS, limits=limits)
 
 
 def test_what_is_missing_by_the_figures_is_enough() -> None:
     missing = 794_000_000
     with pytest.raises(CapacityError):
-        plan(BIG, machine=machine(2 * GIB, 16 * GIB), needs=NEEDS)
-    plan(BIG, machine=machine(2 * GIB + missing, 16 * GIB), needs=NEEDS)
+        make_plan(BIG, machine=machine(2 * GIB, 16 * GIB), needs=NEEDS)
+    make_plan(BIG, machine=machine(2 * GIB + missing, 16 * GIB), needs=NEEDS)
 
 
 def test_a_cpu_without_room_for_the_context_refuses_it() -> None:
     needs = Needs(cache_bytes=4 * GIB)
     with pytest.raises(CapacityError, match=r"4\.3 GB of host memory are .*") as error:
-        plan_cpu(BIG, machine=machine(None, 4 * GIB), needs=needs)
+        make_plan(BIG, machine=machine(None, 4 * GIB), needs=needs)
     said = str(error.value)
     assert "KV cache 4.3 GB" in said and "%" not in said  # a margin is only left in VRAM

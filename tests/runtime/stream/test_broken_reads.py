@@ -15,13 +15,14 @@ from support.runs.faults import Disk, nothing_left
 from layerpack.formats.errors import StalledError, StreamError
 from layerpack.formats.pack import Pack
 from layerpack.formats.read import BufferedReader
-from layerpack.runtime import model
+from layerpack.runtime import opening
+from layerpack.runtime.core.patience import Patience
 from layerpack.runtime.core.slices import Slice, pass_slices
 from layerpack.runtime.engine.options import GenerateOptions
 from layerpack.runtime.model import Model
 from layerpack.runtime.open_options import OpenOptions
-from layerpack.runtime.planning import make_plan
-from layerpack.runtime.stream.resident import load_resident
+from layerpack.runtime.planning import plan_for
+from layerpack.runtime.stream.vram_tier import load_vram as load_vram_tier
 
 FAULTS = {
     "error": (StreamError, r"reading \d+ bytes from \d+ failed \(Input/output error, EIO\)"),
@@ -61,7 +62,7 @@ def test_a_broken_read_ends_the_run(
     whole = logits_of(pack, FROM_DISK)
 
     def planned(*arguments: Any) -> Any:
-        result = make_plan(*arguments)
+        result = plan_for(*arguments)
         begin("ring")
         return result
 
@@ -71,7 +72,7 @@ def test_a_broken_read_ends_the_run(
 
     expected, words = FAULTS[kind]
     with monkeypatch.context() as patch, nothing_left(pack):
-        patch.setattr(model, "make_plan", planned)
+        patch.setattr(opening, "plan_for", planned)
         with pytest.raises(expected, match=words):
             run(pack, FROM_DISK, begin)
     disk.disarm()
@@ -80,7 +81,7 @@ def test_a_broken_read_ends_the_run(
 
 def load_vram(slices: tuple[Slice, ...]) -> None:
     with closing(BufferedReader()) as reader:
-        load_resident(slices, reader, torch.device("cpu"), watchdog_s=0.4)
+        load_vram_tier(slices, reader, torch.device("cpu"), Patience(0.4))
 
 
 @faults

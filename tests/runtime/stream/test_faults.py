@@ -19,8 +19,8 @@ from support.runs.faults import nothing_left, threads
 from layerpack.formats.errors import CapacityError, LayerpackError, StreamError
 from layerpack.runtime.engine.options import GenerateOptions
 from layerpack.runtime.model import Model
-from layerpack.runtime.network import weights
 from layerpack.runtime.open_options import OpenOptions
+from layerpack.runtime.stream import store
 from layerpack.runtime.stream.lane import HostLane
 
 
@@ -30,7 +30,7 @@ def test_a_device_that_is_full_says_so_with_figures(
     def full(**_: object) -> None:
         raise torch.OutOfMemoryError("injected")
 
-    monkeypatch.setattr(weights, "HostLane", full)
+    monkeypatch.setattr(store, "HostLane", full)
     words = r"ran out of memory while opening the model: .* 2 slots of 45\.1 kB"
     with nothing_left(pack), pytest.raises(CapacityError, match=words):
         logits_of(pack, FROM_DISK)
@@ -86,6 +86,8 @@ def test_a_closed_model_does_not_come_back_to_life(pack: Path, options: OpenOpti
     with Model.open(pack, options) as opened:
         network = opened.network
         unbegun = opened.stream("hello")
+        begun = opened.stream("hello", GenerateOptions(max_new_tokens=200))
+        assert next(begun)
     closed = functools.partial(pytest.raises, StreamError, match="the model is closed")
     with closed(), torch.no_grad():
         network(IDS)
@@ -93,7 +95,9 @@ def test_a_closed_model_does_not_come_back_to_life(pack: Path, options: OpenOpti
         opened.generate("hello")
     with closed():
         opened.stream("hello")
-    assert list(unbegun) == []
+    with closed():
+        next(unbegun)
+    del begun
     assert threads() == []
 
 
@@ -101,18 +105,20 @@ OTHER_PROCESS = """
 import sys
 import torch
 from layerpack.formats.pack import Pack
+from layerpack.runtime.core.patience import Patience
 from layerpack.runtime.measure.links import probe_machine
-from layerpack.runtime.plan.plan import Limits, plan_cpu
+from layerpack.runtime.plan.plan import Limits
+from layerpack.runtime.plan.policy import make_plan
 from layerpack.runtime.core.slices import pass_slices
-from layerpack.runtime.trace.trace import NO_TRACE
-from layerpack.runtime.network.weights import Weights
-pack, cpu = Pack.open(sys.argv[1]), torch.device("cpu")
+from layerpack.runtime.stream.store import Store
+pack, cpu, patience = Pack.open(sys.argv[1]), torch.device("cpu"), Patience()
 slices = pass_slices(pack)
-plan = plan_cpu(slices, machine=probe_machine(cpu, slices), limits=Limits(host_slices=1))
-with Weights(pack=pack, plan=plan, device=cpu, trace=NO_TRACE) as weights:
+machine = probe_machine(cpu, slices, patience=patience)
+plan = make_plan(slices, machine=machine, limits=Limits(host_slices=1))
+with Store(pack=pack, plan=plan, device=cpu, patience=patience) as store:
     for number in range(100):
         for part in slices:
-            with weights.use(part.index) as storage:
+            with store.use(part.index) as storage:
                 assert bytes(storage[: part.length_bytes].numpy()) == part.path.read_bytes()[
                     part.offset_bytes : part.offset_bytes + part.length_bytes]
         if number == 0:

@@ -6,6 +6,7 @@ import os
 import threading
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,10 +16,11 @@ from support.runs.faults import nothing_left
 from layerpack.formats.errors import StalledError, StreamError
 from layerpack.formats.pack import Pack
 from layerpack.formats.read import BufferedReader
+from layerpack.runtime.core.patience import Patience
 from layerpack.runtime.core.slices import Slice, pass_slices
 from layerpack.runtime.model import Model
-from layerpack.runtime.stream import host
-from layerpack.runtime.stream.host import HostStore
+from layerpack.runtime.stream import host_tier
+from layerpack.runtime.stream.host_tier import HostTier
 from layerpack.runtime.stream.mapped import map_slice
 
 
@@ -27,12 +29,12 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> set[int]:
     """Addresses that are registered, with a device that takes them all."""
     addresses: set[int] = set()
 
-    def register(tensor: torch.Tensor, flags: int) -> int:
+    def register(tensor: torch.Tensor, *, read_only: bool = False) -> int:
         addresses.add(tensor.data_ptr())
         return 0
 
-    monkeypatch.setattr(host, "_register", register)
-    monkeypatch.setattr(host, "_unregister", addresses.remove)
+    monkeypatch.setattr(host_tier, "register_host", register)
+    monkeypatch.setattr(host_tier, "unregister_host", addresses.remove)
     return addresses
 
 
@@ -48,7 +50,7 @@ def test_a_file_that_shrinks_while_it_is_mapped_is_named(
             os.truncate(part.path, 4096)
         return mapped
 
-    monkeypatch.setattr(host, "map_slice", then_truncate)
+    monkeypatch.setattr(host_tier, "map_slice", then_truncate)
     with nothing_left(pack), pytest.raises(StreamError, match=r"layer-002.* become shorter"):
         load_host(slices, may_register=True)
     assert not registered
@@ -59,7 +61,7 @@ def test_a_mapping_that_is_not_read_in_time_stalls(
 ) -> None:
     slices = pass_slices(Pack.open(pack))
     go_on = threading.Event()
-    monkeypatch.setattr(host, "populate", lambda *_: go_on.wait(1.0))
+    monkeypatch.setattr(host_tier, "populate", lambda *_: go_on.wait(1.0))
     with nothing_left(pack), pytest.raises(StalledError, match="no bytes of layer 0"):
         load_host(slices, may_register=True)
     assert not registered
@@ -69,11 +71,15 @@ def test_registering_refused_half_way_copies_the_rest(
     pack: Path, monkeypatch: pytest.MonkeyPatch, registered: set[int]
 ) -> None:
     slices = pass_slices(Pack.open(pack))
-    take_all = host._register
-    monkeypatch.setattr(host, "_register", lambda *a: 1 if registered else take_all(*a))
+    take_all: Any = getattr(host_tier, "register_host")  # noqa: B009 - imported there
+
+    def once(tensor: torch.Tensor, *, read_only: bool = False) -> int:
+        return 1 if registered else int(take_all(tensor, read_only=read_only))
+
+    monkeypatch.setattr(host_tier, "register_host", once)
     with nothing_left(pack):
-        with closing(BufferedReader()) as reader, HostStore(torch.device("cpu")) as store:
-            store.load(slices, reader)
+        with closing(BufferedReader()) as reader, HostTier(torch.device("cpu")) as store:
+            store.load(slices, reader, patience=Patience())
             assert len(registered) == 1
             assert store.copied_bytes == sum(part.length_bytes for part in slices[1:])
             for part in slices:

@@ -21,12 +21,12 @@ from support.runs.fakes import ThreadLane
 
 from layerpack.formats.errors import StalledError, StreamError
 from layerpack.formats.read import BufferedReader, Reader
-from layerpack.runtime.core.pieces import Piece, split
-from layerpack.runtime.core.slices import Part, Slice
+from layerpack.runtime.core.patience import Patience
+from layerpack.runtime.core.slices import Extent, Kind, Slice
 from layerpack.runtime.stream.ring import ReadRing
 from layerpack.runtime.stream.stream import WeightStream
 
-PIECE_BYTES = 4096
+BUFFER_BYTES = 4096
 LAYERS = 7
 
 
@@ -37,12 +37,12 @@ def slices(tmp_path_factory: pytest.TempPathFactory) -> tuple[Slice, ...]:
     result = []
     for index in range(LAYERS):
         path = folder / f"{index}"
-        length = PIECE_BYTES * (1 + index % 3) + 100 * index
+        length = BUFFER_BYTES * (1 + index % 3) + 100 * index
         path.write_bytes(bytes(4096) + bytes([index + 1]) * length)
         result.append(
             Slice(
                 index=index,
-                part=Part.LAYER,
+                kind=Kind.LAYER,
                 number=index,
                 path=path,
                 offset_bytes=4096,
@@ -68,11 +68,11 @@ def running(
         for part in slices
         if part.index not in on_disk
     }
-    buffers = [memoryview(bytearray(PIECE_BYTES)) for _ in range(num_buffers)]
+    buffers = [memoryview(bytearray(BUFFER_BYTES)) for _ in range(num_buffers)]
     used = reader or BufferedReader()
 
-    def make_ring(piece_of: Any) -> ReadRing:
-        return ring_class(buffers=buffers, reader=used, piece_of=piece_of, num_threads=2)
+    def make_ring(extent_of: Any) -> ReadRing:
+        return ring_class(buffers=buffers, reader=used, extent_of=extent_of, num_threads=2)
 
     try:
         with WeightStream(
@@ -80,8 +80,8 @@ def running(
             host=host,
             lane=lane,
             make_ring=make_ring,
-            piece_bytes=PIECE_BYTES,
-            watchdog_s=watchdog_s,
+            buffer_bytes=BUFFER_BYTES,
+            patience=Patience(watchdog_s),
         ) as stream:
             yield stream
     finally:
@@ -162,15 +162,15 @@ class NoFence(ThreadLane):
 
 
 class EagerRing(ReadRing):
-    """Mutant: a reader does not wait for its buffer to be released."""
+    """Mutant: a buffer is given back as it is taken, before its copy is even ordered."""
 
-    def _claim(self) -> Any:
-        with self._changed:
-            if self._stopping or self._next_claim > self._next_take + 40:
-                return None
-            ticket = self._next_claim
-            self._next_claim += 1
-            return ticket, None
+    def take(self, patience: Patience) -> Any:
+        taken = super().take(patience)
+        super().release(None)
+        return taken
+
+    def release(self, fence: Any) -> None:
+        """It was given back already."""
 
 
 MUTANTS = [(NoWaitForReady, "copy"), (NoWaitForFree, "work"), (NoFence, "copy")]
@@ -189,7 +189,7 @@ def test_a_ring_that_does_not_wait_for_release_is_noticed(slices: tuple[Slice, .
     lane = make_lane(ThreadLane, slices, num_slots=2, seed=1, slow="copy")
     on_disk = set(range(LAYERS))
     eager = running(slices, lane, on_disk=on_disk, ring_class=EagerRing, watchdog_s=1.0)
-    # It may also lose a piece and stand still: noticed as well.
+    # It may also lose a extent and stand still: noticed as well.
     with eager as stream, contextlib.suppress(StreamError):
         assert count_wrong(stream, lane, slices, passes=3) > 0
 
@@ -271,7 +271,7 @@ def test_a_file_truncated_while_running_is_named(tmp_path: Path) -> None:
     path.write_bytes(bytes(4096 * 4))
     part = Slice(
         index=0,
-        part=Part.LAYER,
+        kind=Kind.LAYER,
         number=0,
         path=path,
         offset_bytes=4096,
@@ -290,11 +290,11 @@ def test_a_file_truncated_while_running_is_named(tmp_path: Path) -> None:
 
 def test_pieces_tile_a_slice(slices: tuple[Slice, ...]) -> None:
     for part in slices:
-        pieces = split(part, PIECE_BYTES)
+        extents = part.extents(BUFFER_BYTES)
         position = part.offset_bytes
-        for piece in pieces:
-            assert isinstance(piece, Piece)
-            assert piece.offset_bytes == position
-            assert 0 < piece.length_bytes <= PIECE_BYTES
-            position += piece.length_bytes
+        for extent in extents:
+            assert isinstance(extent, Extent)
+            assert extent.offset_bytes == position
+            assert 0 < extent.length_bytes <= BUFFER_BYTES
+            position += extent.length_bytes
         assert position == part.offset_bytes + part.length_bytes

@@ -15,31 +15,32 @@ from support.runs.faults import threads
 
 from layerpack.formats.errors import StalledError, StreamError
 from layerpack.formats.read import BufferedReader, Reader
-from layerpack.runtime.core.slices import Part, Slice
+from layerpack.runtime.core.patience import CancelledError, Patience
+from layerpack.runtime.core.slices import Kind, Slice
 from layerpack.runtime.stream import ring as ring_module
 from layerpack.runtime.stream.lane import HostLane
 from layerpack.runtime.stream.ring import ReadRing
 from layerpack.runtime.stream.stream import WeightStream
 
-PIECE_BYTES, LAYERS = 4096, 5
+BUFFER_BYTES, LAYERS = 4096, 5
 HOST, DISK, MIXED = set(range(LAYERS)), set[int](), {0, 3}
 tiers = pytest.mark.parametrize("in_host", [HOST, DISK, MIXED], ids=["host", "disk", "mixed"])
 
 
 @pytest.fixture(scope="module")
 def slices(tmp_path_factory: pytest.TempPathFactory) -> tuple[Slice, ...]:
-    """Slices of ten pieces, each filled with its own number."""
+    """Slices of ten extents, each filled with its own number."""
     folder = tmp_path_factory.mktemp("slices")
     for index in range(LAYERS):
-        (folder / f"{index}").write_bytes(bytes([index + 1]) * 10 * PIECE_BYTES)
+        (folder / f"{index}").write_bytes(bytes([index + 1]) * 10 * BUFFER_BYTES)
     return tuple(
         Slice(
             index=index,
-            part=Part.LAYER,
+            kind=Kind.LAYER,
             number=index,
             path=folder / f"{index}",
             offset_bytes=0,
-            length_bytes=10 * PIECE_BYTES,
+            length_bytes=10 * BUFFER_BYTES,
         )
         for index in range(LAYERS)
     )
@@ -53,12 +54,13 @@ def running(
     in_host: set[int] = DISK,
     reader: Reader | None = None,
     watchdog_s: float = 5.0,
+    patience: Patience | None = None,
 ) -> Iterator[WeightStream]:
     used = reader or BufferedReader()
 
-    def make_ring(piece_of: Any) -> ReadRing:
-        buffers = [memoryview(bytearray(PIECE_BYTES)) for _ in range(4)]
-        return ReadRing(buffers=buffers, reader=used, piece_of=piece_of, num_threads=2)
+    def make_ring(extent_of: Any) -> ReadRing:
+        buffers = [memoryview(bytearray(BUFFER_BYTES)) for _ in range(4)]
+        return ReadRing(buffers=buffers, reader=used, extent_of=extent_of, num_threads=2)
 
     try:
         with WeightStream(
@@ -69,8 +71,8 @@ def running(
             },
             lane=lane,
             make_ring=make_ring,
-            piece_bytes=PIECE_BYTES,
-            watchdog_s=watchdog_s,
+            buffer_bytes=BUFFER_BYTES,
+            patience=patience or Patience(watchdog_s),
         ) as stream:
             yield stream
     finally:
@@ -78,7 +80,7 @@ def running(
 
 
 def make_lane(kind: type[HostLane] = HostLane) -> HostLane:
-    return kind(num_slots=2, slot_bytes=10 * PIECE_BYTES)
+    return kind(num_slots=2, slot_bytes=10 * BUFFER_BYTES)
 
 
 def run_pass(stream: WeightStream, lane: HostLane, slices: tuple[Slice, ...]) -> None:
@@ -123,7 +125,7 @@ def test_after_a_break_at_any_call_the_next_pass_is_right(
 ) -> None:
     """With Ctrl-C where the forward pass calls, with a dead thread where the feeder does."""
     for calls in range(1, LAYERS + 1):
-        lane = Breaking(num_slots=2, slot_bytes=10 * PIECE_BYTES)
+        lane = Breaking(num_slots=2, slot_bytes=10 * BUFFER_BYTES)
         with running(slices, lane, in_host=in_host) as stream:
             run_pass(stream, lane, slices)
             by_feeder = method.endswith("copy") and in_host != HOST
@@ -139,7 +141,7 @@ def test_after_a_break_at_any_call_the_next_pass_is_right(
 
 @tiers
 def test_a_full_device_is_an_error_of_ours(slices: tuple[Slice, ...], in_host: set[int]) -> None:
-    lane = Breaking(num_slots=2, slot_bytes=10 * PIECE_BYTES)
+    lane = Breaking(num_slots=2, slot_bytes=10 * BUFFER_BYTES)
     with running(slices, lane, in_host=in_host) as stream:
         lane.arm("begin_copy", 3, torch.OutOfMemoryError("injected"))
         with pytest.raises(StreamError, match="the device ran out of memory in a copy: injected"):
@@ -152,7 +154,7 @@ def test_a_full_device_is_an_error_of_ours(slices: tuple[Slice, ...], in_host: s
 def test_a_break_in_the_very_first_copy_leaves_no_thread(
     slices: tuple[Slice, ...], in_host: set[int]
 ) -> None:
-    lane = Breaking(num_slots=2, slot_bytes=10 * PIECE_BYTES)
+    lane = Breaking(num_slots=2, slot_bytes=10 * BUFFER_BYTES)
     lane.arm("begin_copy", 1, torch.OutOfMemoryError("injected"))
     with (
         pytest.raises(StreamError, match="ran out of memory"),
@@ -256,23 +258,37 @@ def test_a_reader_that_cannot_be_stopped_ends_the_stream_for_good(
 
 
 def test_a_ring_of_few_tickets_reads_each_once_and_ends(slices: tuple[Slice, ...]) -> None:
-    from layerpack.runtime.core.pieces import split
-
-    pieces = split(slices[2], PIECE_BYTES)
-    reads: list[str] = []
+    extents = slices[2].extents(BUFFER_BYTES)
+    reads: list[int] = []
     reader = BufferedReader()
-    ring = ReadRing(
-        buffers=[memoryview(bytearray(PIECE_BYTES)) for _ in range(3)],
+    ring = ReadRing.over(
+        extents,
+        buffers=[memoryview(bytearray(BUFFER_BYTES)) for _ in range(3)],
         reader=reader,
-        piece_of=lambda ticket: pieces[ticket],
         num_threads=4,
-        num_tickets=len(pieces),
-        on_read=lambda piece, *_: reads.append(f"{piece.offset_bytes}"),
+        on_read=lambda extent, *_: reads.append(extent.offset_bytes),
     )
     with ring:
-        for piece in pieces:
-            taken, view = ring.take(timeout_s=5)
-            assert taken == piece and bytes(view) == b"\x03" * PIECE_BYTES
+        for extent, (taken, view) in zip(extents, ring.take_all(Patience(5)), strict=True):
+            assert taken == extent and bytes(view) == b"\x03" * BUFFER_BYTES
             ring.release(None)
     reader.close()
-    assert sorted(map(int, reads)) == [piece.offset_bytes for piece in pieces]
+    assert sorted(reads) == [extent.offset_bytes for extent in extents]
+
+
+def test_who_gives_up_waits_no_longer(slices: tuple[Slice, ...]) -> None:
+    """And the next one, who does not, finds the stream in order."""
+    lane, reader, patience = make_lane(), StuckReader(), Patience(20)
+    with running(slices, lane, reader=reader, patience=patience) as stream:
+        run_pass(stream, lane, slices)
+        reader.stuck.set()
+        threading.Timer(0.3, patience.cancel).start()
+        begin_s = time.monotonic()
+        with pytest.raises(CancelledError):
+            for _ in range(3):
+                run_pass(stream, lane, slices)
+        assert time.monotonic() - begin_s < 2
+        reader.stuck.clear()
+        reader.over.set()
+        patience.watch(threading.Event())
+        run_pass(stream, lane, slices)

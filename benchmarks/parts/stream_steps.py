@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 from collections.abc import Callable
-from contextlib import nullcontext
 
 import torch
-from passes import GROWTH_PASSES, measure_growth, summary
+from parts.passes import GROWTH_PASSES, measure_growth, summary
+from parts.stream_run import Run
 from startup import measure_startup
-from stream_run import Run
 
 from layerpack.cli.options.sizes import parse_size
 from layerpack.formats.units import GIB
@@ -45,12 +45,13 @@ def many(run: Run) -> None:
 def exact(run: Run) -> None:
     """A pass that checks 16 proposed tokens: all at once, and with plain decoding's arithmetic."""
     tokens = 1 + DRAFT_TOKENS
+    layers_path = run.pack.manifest.model.layers_path
     with run.opened(run.in_host()) as model:
         for what, checking in (
-            ("at once", nullcontext()),
-            ("exactly", token_by_token(model.network, run.pack.manifest.model.layers_path)),
+            ("at once", None),
+            ("exactly", functools.partial(token_by_token, model.network, layers_path)),
         ):
-            times_s = run.time(model, tokens=tokens, within=checking)
+            times_s = run.time(model, tokens=tokens, check=checking)
             run.note(f"{tokens} tokens checked {what}", summary(times_s))
 
 
@@ -113,7 +114,7 @@ def disk(run: Run) -> None:
         run.read_disk_alone()
     with run.opened(run.in_host(0)) as model:
         times_s = run.time(model, warm_up=0)
-        pinned = model.plan.num_pieces * model.plan.piece_bytes
+        pinned = model.plan.num_buffers * model.plan.buffer_bytes
     run.note("disk tier, 1 token", summary(times_s))
     run.note("pinned GiB in disk tier", round(pinned / GIB, 3))
     for _ in range(2):

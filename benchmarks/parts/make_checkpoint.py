@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from shapes import SHAPES
+from parts.shapes import SHAPES
 
 from layerpack.formats.blob.header import TensorEntry, encode_header, header_bytes
 from layerpack.formats.units import human_bytes

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import os
-import platform
+import random
 import statistics
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from layerpack.formats.read import BufferedReader
-from layerpack.formats.units import GIB
+from layerpack.runtime.core.patience import Patience
 from layerpack.runtime.core.slices import Slice
+from layerpack.runtime.engine.sequence import CachedSequence, Check
 from layerpack.runtime.model import Model
-from layerpack.runtime.stream.host import HostStore
+from layerpack.runtime.stream.host_tier import HostTier
 
 DEVICE = torch.device("cuda", 0)
 GROWTH_FIRST, GROWTH_PASSES = 10, 100
@@ -25,9 +26,9 @@ GROWTH_FIRST, GROWTH_PASSES = 10, 100
 
 def measure_link_limit(slices: Sequence[Slice]) -> tuple[float, float]:
     """(GB/s of copies alone over the whole pass, seconds to map and register it)."""
-    with HostStore(DEVICE) as store:
+    with HostTier(DEVICE) as store:
         begin_s = time.perf_counter()
-        store.load(slices, BufferedReader())
+        store.load(slices, BufferedReader(), patience=Patience())
         load_s = time.perf_counter() - begin_s
         target = torch.empty(
             max(part.slot_bytes for part in slices), dtype=torch.uint8, device=DEVICE
@@ -51,56 +52,54 @@ def time_passes(
     tokens: int,
     passes: int,
     warm_up: int,
-    within: AbstractContextManager[None] = nullcontext(),
+    check: Check | None = None,
 ) -> list[float]:
     """Seconds of each pass with `tokens` new tokens over a cache of `context`.
 
-    A prefill of `context` goes before them, and `warm_up` passes, these `within` as well. The
-    cache is cropped back after each pass, so all passes are alike.
+    A prefill of `context` goes before them, and `warm_up` passes, `check`ed as well. The cache is
+    cropped back after each pass, so all passes are alike.
     """
-    from layerpack.runtime.kv.reserved import reserved_cache
-
-    network = model.network
-    times_s = []
-
-    def run() -> float:
-        torch.cuda.synchronize()
-        begin_s = time.perf_counter()
-        keep = tokens if context else 1
-        out = network(_ids(tokens), past_key_values=cache, use_cache=True, logits_to_keep=keep)
-        int(out.logits[0, -1].argmax())  # a user waits for the token
-        torch.cuda.synchronize()
-        return time.perf_counter() - begin_s
-
-    with torch.inference_mode():
-        cache = reserved_cache(network.config, context + tokens)
+    times_s: list[float] = []
+    with _opened(model, context + tokens) as sequence:
+        known = _ids(context)
         if context:
-            network(_ids(context), past_key_values=cache, use_cache=True, logits_to_keep=1)
-        with within:
-            for _ in range(warm_up + passes):
-                if not context:
-                    cache = reserved_cache(network.config, tokens)
-                times_s.append(run())
-                if context:
-                    cache.crop(-tokens)  # how many to take off: so in every transformers 5
+            sequence.extend(known)
+            sequence.may_forget()
+        while context and len(times_s) < warm_up + passes:
+            times_s.append(_time(sequence, known + _ids(tokens), tokens, check))
+            sequence.forget(tokens)
+    while not context and len(times_s) < warm_up + passes:
+        with _opened(model, tokens) as sequence:
+            times_s.append(_time(sequence, _ids(tokens), 1, None))
     return times_s[warm_up:]
 
 
-def _ids(count: int) -> torch.Tensor:
-    return torch.randint(0, 256, (1, count), device=DEVICE)
+def _opened(model: Model, tokens: int) -> AbstractContextManager[CachedSequence]:
+    return CachedSequence.opened(model.network, max_tokens=tokens, patience=Patience())
+
+
+def _time(sequence: CachedSequence, ids: list[int], rows: int, check: Check | None) -> float:
+    torch.cuda.synchronize()
+    begin_s = time.perf_counter()
+    int(sequence.extend(ids, rows=rows, check=check)[-1].argmax())  # a user waits for the token
+    torch.cuda.synchronize()
+    return time.perf_counter() - begin_s
+
+
+def _ids(count: int) -> list[int]:
+    return [random.randrange(256) for _ in range(count)]
 
 
 def measure_growth(model: Model, *, context: int) -> dict[str, int]:
     """How much the marks differ between the tenth pass and a hundred passes later."""
-    from layerpack.runtime.kv.reserved import reserved_cache
-
     marks = []
-    with torch.inference_mode():
-        cache = reserved_cache(model.network.config, context + 1)
-        model.network(_ids(context), past_key_values=cache, use_cache=True, logits_to_keep=1)
+    with _opened(model, context + 1) as sequence:
+        known = _ids(context)
+        sequence.extend(known)
+        sequence.may_forget()
         for number in range(1, GROWTH_FIRST + GROWTH_PASSES + 1):
-            model.network(_ids(1), past_key_values=cache, use_cache=True)
-            cache.crop(-1)
+            sequence.extend(known + _ids(1))
+            sequence.forget(1)
             if number in (GROWTH_FIRST, GROWTH_FIRST + GROWTH_PASSES):
                 torch.cuda.synchronize()
                 marks.append(memory_marks())
@@ -124,16 +123,4 @@ def summary(times_s: list[float]) -> dict[str, Any]:
         "min_s": round(min(times_s), 4),
         "max_s": round(max(times_s), 4),
         "passes": len(times_s),
-    }
-
-
-def describe_machine() -> dict[str, Any]:
-    """What the figures belong to."""
-    return {
-        "gpu": torch.cuda.get_device_name(DEVICE),
-        "cpu_cores": os.cpu_count(),
-        "host_memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GIB),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
     }

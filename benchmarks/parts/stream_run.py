@@ -8,18 +8,20 @@ import gc
 import json
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from disk_alone import Way, probe_ways, read_pass
-from passes import DEVICE, describe_machine, measure_link_limit, time_passes
+from parts.passes import DEVICE, measure_link_limit, time_passes
 
 from layerpack.cli.options.sizes import parse_size
 from layerpack.formats.pack import Pack
 from layerpack.formats.units import GIB
+from layerpack.runtime.bench.machine import describe_machine
 from layerpack.runtime.core.slices import pass_slices
+from layerpack.runtime.engine.sequence import Check
 from layerpack.runtime.model import Model
 from layerpack.runtime.open_options import OpenOptions
 from layerpack.runtime.plan.plan import Limits
@@ -38,7 +40,7 @@ class Run:
         self.probe_s: float = arguments.disk_seconds
         self.vram: str = arguments.vram
         self.result: dict[str, Any] = {
-            "machine": describe_machine(),
+            "machine": describe_machine(DEVICE),
             "pack": self.pack.manifest.source.id,
             "bytes a pass": self.total_bytes,
         }
@@ -96,7 +98,7 @@ class Run:
         *,
         tokens: int = 1,
         warm_up: int = 1,
-        within: AbstractContextManager[None] = nullcontext(),
+        check: Check | None = None,
     ) -> list[float]:
         """See `time_passes`."""
         return time_passes(
@@ -105,7 +107,7 @@ class Run:
             tokens=tokens,
             passes=self.passes,
             warm_up=warm_up,
-            within=within,
+            check=check,
         )
 
     def note_peak(self, what: str) -> None:

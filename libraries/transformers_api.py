@@ -1,0 +1,127 @@
+"""transformers: models without weights, their names in checkpoints, and what a forward is called.
+
+Everything that is not documented there, or was renamed between the versions that layerpack runs
+with, is used in this file and in its neighbours `transformers_rope.py` and `gguf_api.py` alone.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from layerpack.libraries.torch_api import buffers_of, set_buffer
+
+
+def quiet() -> Any:
+    """`transformers`, imported; its warnings and bars are not for users of layerpack."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    return transformers
+
+
+def model_config(config_dir: Path) -> Any:
+    """The config that config.json in `config_dir` describes. Raises what transformers raises."""
+    return quiet().AutoConfig.from_pretrained(
+        config_dir, trust_remote_code=False, local_files_only=True
+    )
+
+
+def empty_model(config: Any, *, dtype: torch.dtype, attention: str | None = None) -> Any:
+    """The causal model of a config on the meta device: no memory, no weights, nothing quantised.
+
+    `attention` None is transformers' own choice: not every model has an implementation with SDPA.
+    Raises what transformers raises.
+    """
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config  # else transformers would swap layers by itself
+    how = {} if attention is None else {"attn_implementation": attention}
+    with torch.device("meta"):
+        return quiet().AutoModelForCausalLM.from_config(
+            config, dtype=dtype, trust_remote_code=False, **how
+        )
+
+
+def fill_buffers(model: Any, device: torch.device) -> None:
+    """Compute on `device` what a model keeps beside its weights and no checkpoint stores.
+
+    Rotary tables, embedding scales and the like follow from the config. Stored buffers stay on the
+    meta device.
+    """
+    stored = set(model.state_dict())
+    for path, module in model.named_modules():
+        names = [
+            name
+            for name, buffer in buffers_of(module).items()
+            if buffer.is_meta and f"{path}.{name}".lstrip(".") not in stored
+        ]
+        for name in names:
+            set_buffer(module, name, torch.empty_like(buffers_of(module)[name], device=device))
+        if names:
+            model._init_weights(module)
+
+
+def canonical_names(model: Any) -> Callable[[str], str]:
+    """Older names in checkpoints to the model's own, by the table that transformers loads with."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightRenaming
+
+    table = [t for t in get_model_conversion_mapping(model) if isinstance(t, WeightRenaming)]
+
+    def canonical(name: str) -> str:
+        for renaming in table:
+            name, _ = renaming.rename_source_key(name)
+        return name
+
+    return canonical
+
+
+def ignored_patterns(model: Any) -> tuple[str, ...]:
+    """Regular expressions of checkpoint tensors that transformers, too, leaves unread."""
+    return tuple(model._keys_to_ignore_on_load_unexpected or ())
+
+
+def forward_arguments(network: Any, cache: Any, logits: int) -> dict[str, Any]:
+    """Arguments of a forward that reads and extends `cache`, with the last `logits` rows of logits.
+
+    The cache is called `cache` from transformers 5.24 on, and `past_key_values` before.
+    """
+    known = inspect.signature(type(network).forward).parameters
+    arguments: dict[str, Any] = {"use_cache": True}
+    arguments["cache" if "cache" in known else "past_key_values"] = cache
+    if "logits_to_keep" in known:
+        arguments["logits_to_keep"] = logits
+    return arguments
+
+
+def swap_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Put `new` wherever `old` stands in the model."""
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if module is old:
+            model.set_submodule(name, new)
+
+
+def load_tokenizer(path: Path) -> Any:
+    """The tokenizer in a checkpoint's or pack's directory. Raises what transformers raises.
+
+    Of Mistral's tokenizers those saved before transformers 5 split words wrongly, and are mended.
+    """
+    how = {"fix_mistral_regex": True} if "stral" in _model_type(path) else {}
+    return quiet().AutoTokenizer.from_pretrained(
+        path, trust_remote_code=False, local_files_only=True, **how
+    )
+
+
+def _model_type(path: Path) -> str:
+    try:
+        found = json.loads((path / "config.json").read_bytes())
+    except (OSError, ValueError):
+        return ""
+    return str(found.get("model_type")) if isinstance(found, dict) else ""

@@ -1,0 +1,62 @@
+"""The token of a position, from its logits, a seed, and the position alone.
+
+Sampling is the argmax of the filtered scores plus Gumbel noise, which draws from their softmax.
+The noise is keyed by seed and position: a pass that checks many tokens draws what as many passes
+of one would, and a draft given the same noise proposes what will be drawn.
+Source: the Gumbel-max trick, as in Maddison et al., A* Sampling, https://arxiv.org/abs/1411.0030.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from typing import Any
+
+import torch
+
+from layerpack.runtime.engine.options import GenerateOptions
+
+_LEAST_TEMPERATURE = 1e-30  # logits over less than that are infinite
+
+
+class Sampler:
+    """`seed` is what was asked for, or drawn; None where nothing is random."""
+
+    def __init__(self, options: GenerateOptions) -> None:
+        self.seed: int | None = None
+        self._filters: list[Any] = []
+        if options.temperature > 0:
+            self.seed = secrets.randbelow(1 << 32) if options.seed is None else options.seed
+            self._filters = _filters(options)
+
+    def choose(self, logits: torch.Tensor, first_position: int) -> list[int]:
+        """The tokens of the positions from `first_position` on, given logits (rows, vocabulary).
+
+        Waits for the device.
+        """
+        if self.seed is None:
+            return [int(token) for token in logits.argmax(-1).tolist()]
+        scores = logits.float()
+        for one in self._filters:
+            scores = one(None, scores)
+        noise = torch.stack(
+            [self._noise(first_position + row, logits.shape[-1]) for row in range(len(logits))]
+        )
+        return [int(token) for token in (scores + noise.to(scores.device)).argmax(-1).tolist()]
+
+    def _noise(self, position: int, count: int) -> torch.Tensor:
+        """`count` values of Gumbel's distribution, on the CPU: the same for every device."""
+        key = hashlib.blake2b(f"{self.seed} {position}".encode(), digest_size=8).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(key, "little") >> 1)
+        return -torch.empty(count).exponential_(generator=generator).log_()
+
+
+def _filters(options: GenerateOptions) -> list[Any]:
+    from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+    filters: list[Any] = [TemperatureLogitsWarper(max(options.temperature, _LEAST_TEMPERATURE))]
+    if options.top_k:
+        filters.append(TopKLogitsWarper(options.top_k))
+    if options.top_p < 1:
+        filters.append(TopPLogitsWarper(options.top_p))
+    return filters
