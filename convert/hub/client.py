@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from layerpack.convert.hub.errors import call_hub, require_endpoint
-from layerpack.formats.blob.header import MAX_HEADER_BYTES, TensorEntry, parse_header
+from layerpack.formats.blob.header import TensorEntry, header_entries
 from layerpack.formats.errors import HubError
-
-_FIRST_BYTES = 100_000
-"""What is asked for of each shard first: its whole header, mostly."""
+from layerpack.formats.text import first_line
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,53 +75,35 @@ def list_repo(repo: str, revision: str | None) -> Listing:
 
 def remote_header(listing: Listing, name: str) -> tuple[TensorEntry, ...]:
     """The header of a safetensors file, by one or two range requests. Raises HubError."""
-    file = listing.files[name]
-    where = f"{listing.repo}: {name}"
-    raw = _read_range(listing, name, min(_FIRST_BYTES, file.file_bytes))
-    length = int.from_bytes(raw[:8], "little")
-    if len(raw) < 8 + length <= min(file.file_bytes, MAX_HEADER_BYTES):
-        raw = _read_range(listing, name, 8 + length)
-    return parse_header(raw, file_bytes=file.file_bytes, where=where, error=HubError)
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import SafetensorsParsingError
 
-
-def _read_range(listing: Listing, name: str, end_bytes: int) -> bytes:
-    """The file's first `end_bytes` bytes, also from a server that ignores ranges."""
-    from huggingface_hub import constants, get_session, hf_hub_url
-    from huggingface_hub.utils import (  # type: ignore[attr-defined]
-        build_hf_headers,
-        hf_raise_for_status,
-    )
-
-    where = f"{listing.repo}: {name}"
-
-    def ask() -> bytes:
-        headers = {
-            **build_hf_headers(),
-            "Range": f"bytes=0-{end_bytes - 1}",
-            "Accept-Encoding": "identity",
-        }
-        raw = bytearray()
-        with get_session().stream(
-            "GET",
-            hf_hub_url(listing.repo, name, revision=listing.commit),
-            headers=headers,
-            follow_redirects=True,
-            timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
-        ) as response:
-            hf_raise_for_status(response)
-            for piece in response.iter_bytes():
-                raw += piece
-                if len(raw) >= end_bytes:
-                    break
-        return bytes(raw[:end_bytes])
-
-    raw = call_hub(where, ask)
-    if len(raw) < end_bytes:
-        raise HubError(
-            f"{where}: the Hub sent {len(raw)} bytes where {end_bytes} were asked for and the "
-            f"file should have {listing.files[name].file_bytes}; run again"
+    where, file = f"{listing.repo}: {name}", listing.files[name]
+    try:
+        found = call_hub(
+            where,
+            lambda: HfApi().parse_safetensors_file_metadata(
+                listing.repo, name, revision=listing.commit
+            ),
         )
-    return raw
+    except SafetensorsParsingError as reason:
+        raise HubError(f"{where}: not a safetensors header ({first_line(reason)})") from reason
+    data_bytes = max((info.data_offsets[1] for info in found.tensors.values()), default=0)
+    table = {
+        tensor: {
+            "dtype": info.dtype,
+            "shape": list(info.shape),
+            "data_offsets": list(info.data_offsets),
+        }
+        for tensor, info in found.tensors.items()
+    }
+    return header_entries(
+        table,
+        data_start=file.file_bytes - data_bytes,
+        file_bytes=file.file_bytes,
+        where=where,
+        error=HubError,
+    )
 
 
 def _list_cached(repo: str, revision: str | None) -> Listing:

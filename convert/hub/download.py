@@ -7,14 +7,13 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from layerpack.convert.hub.client import Listing, RemoteFile
 from layerpack.convert.hub.errors import call_hub
-from layerpack.convert.hub.xet import ended_by
 from layerpack.formats.blob.header import TensorEntry, read_header
 from layerpack.formats.errors import DiskFullError, SourceError
 from layerpack.formats.units import human_bytes
+from layerpack.libraries.hub_api import progress_class, xet_ended_by
 
 _HASH_BYTES = 8 << 20
 
@@ -38,13 +37,13 @@ def download(
         report(0)
 
     def fetch() -> str:
-        with ended_by(check):
+        with xet_ended_by(check):
             return hf_hub_download(
                 listing.repo,
                 remote.name,
                 revision=listing.commit,
                 local_dir=local_dir,
-                tqdm_class=progress.bar_class(),
+                tqdm_class=progress_class(progress.reach),
             )
 
     try:
@@ -139,7 +138,7 @@ def _free_space(local_dir: Path | None) -> tuple[Path, int]:
 
 
 class _Progress:
-    """Turns the bars that huggingface_hub draws into reports of bytes that are new."""
+    """Turns positions in a file into reports of bytes that are new."""
 
     def __init__(self, report: Callable[[int], None]) -> None:
         self._report = report
@@ -151,25 +150,6 @@ class _Progress:
             new_bytes = position_bytes - self._reached_bytes
             self._reached_bytes = position_bytes
             self._report(new_bytes)
-
-    def bar_class(self) -> type[Any]:
-        """A class that huggingface_hub can use in tqdm's place. Draws nothing."""
-        from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
-
-        progress = self
-
-        class Bar(tqdm):  # type: ignore[misc]
-            def __init__(self, *args: Any, initial: int = 0, **options: Any) -> None:
-                super().__init__(  # type: ignore[no-untyped-call]
-                    *args, **{**options, "initial": initial, "disable": True}
-                )
-                self.position_bytes = initial
-
-            def update(self, n: float | None = 1) -> None:
-                self.position_bytes += int(n or 0)
-                progress.reach(self.position_bytes)
-
-        return Bar
 
 
 def _sha256(path: Path, check: Callable[[], None]) -> str:

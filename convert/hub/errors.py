@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 from urllib.parse import urlsplit
 
-from layerpack.convert.hub.xet import is_xet_error
 from layerpack.formats.disk import is_full
 from layerpack.formats.errors import DiskFullError, HubError, LayerpackError
+from layerpack.formats.text import first_line
+from layerpack.libraries.hub_api import http, is_xet_error, status_of
 
 Result = TypeVar("Result")
 
@@ -80,23 +80,11 @@ def _wait(wait_s: float, check: Callable[[], None]) -> None:
         time.sleep(min(left_s, _CHECK_EVERY_S))
 
 
-def _http() -> Any:
-    """The HTTP library that huggingface_hub uses: httpx in its version 1, httpx2 in version 2."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    return importlib.import_module(HfHubHTTPError.__mro__[1].__module__.partition(".")[0])
-
-
 def _is_known(reason: Exception) -> bool:
     from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 
-    known = (OSError, EntryNotFoundError, HFValidationError, _http().HTTPError, *_NOT_JSON)
+    known = (OSError, EntryNotFoundError, HFValidationError, http().HTTPError, *_NOT_JSON)
     return isinstance(reason, known) or is_xet_error(reason)
-
-
-def _status(reason: BaseException | None) -> int | None:
-    response = getattr(reason, "response", None)
-    return None if response is None else int(response.status_code)
 
 
 def _is_transient(reason: BaseException | None) -> bool:
@@ -104,17 +92,16 @@ def _is_transient(reason: BaseException | None) -> bool:
 
     if isinstance(reason, LocalEntryNotFoundError):
         return _is_transient(reason.__cause__)
-    if isinstance(reason, _http().TransportError):
-        return not isinstance(reason, _http().UnsupportedProtocol)  # an address without https://
+    if isinstance(reason, http().TransportError):
+        return not isinstance(reason, http().UnsupportedProtocol)  # an address without https://
     if "Consistency check failed" in str(reason):  # the connection ended early, without an error
         return True
-    return _status(reason) in (*_TRANSIENT, 416)  # 416: the file has become shorter meanwhile
+    return status_of(reason) in (*_TRANSIENT, 416)  # 416: the file has become shorter meanwhile
 
 
 def _is_unreachable(reason: Exception) -> bool:
     """Whether there was no connection at all: no network, or a name that is of no server."""
-    http = _http()
-    return isinstance(reason, (http.ConnectError, http.ConnectTimeout))
+    return isinstance(reason, (http().ConnectError, http().ConnectTimeout))
 
 
 def _retry_after_s(reason: BaseException | None) -> float | None:
@@ -158,20 +145,20 @@ def _translated(what: str, reason: Exception) -> LayerpackError:
         )
     elif isinstance(reason, errors.EntryNotFoundError):
         text = f"not in the repository at {hub}"
-    elif (status := _status(reason)) is not None:
+    elif (status := status_of(reason)) is not None:
         text = _of_status(status, hub)
     elif isinstance(reason, _NOT_JSON):
         text = (
             f"{hub} answered with something else than a Hub does; check HF_ENDPOINT, and whether a "
             "proxy or a log-in page stands between"
         )
-    elif isinstance(reason, _http().TransportError):
+    elif isinstance(reason, http().TransportError):
         text = (
-            f"{hub} cannot be reached ({_first_line(reason)}){_nor_here(what)}; check the network "
+            f"{hub} cannot be reached ({first_line(reason)}){_nor_here(what)}; check the network "
             "and run again"
         )
     else:
-        text = f"the download failed ({_first_line(reason)}); run again"
+        text = f"the download failed ({first_line(reason)}); run again"
     return HubError(f"{what}: {text}")
 
 
@@ -186,8 +173,3 @@ def _of_status(status: int, hub: str) -> str:
     if status == 429:
         return f"{hub} still refuses for too many requests (429); run again later"
     return f"{hub} answered with status {status}; run again later"
-
-
-def _first_line(reason: BaseException) -> str:
-    lines = str(reason).strip().splitlines()
-    return lines[0][:200] if lines else type(reason).__name__

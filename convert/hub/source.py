@@ -21,7 +21,6 @@ from layerpack.convert.hub.download import (
     examine,
     name_commit_in_cache,
 )
-from layerpack.convert.hub.orphans import clear_orphans
 from layerpack.convert.source.index import INDEX_NAME, check_complete, weight_map, which_weights
 from layerpack.convert.source.protocol import SourceFileFacts, SourceTensor
 from layerpack.convert.source.shard import Shard
@@ -97,7 +96,6 @@ class HubSource:
         missing_bytes = sorted(file.file_bytes for file in missing)
         self.download_bytes = sum(missing_bytes)
         self.scratch_bytes = 0 if keep_source else sum(missing_bytes[-self.max_held_files :])
-        self._clear_cache()
         if keep_source:
             check_cache_space(self.id, self.download_bytes)
 
@@ -156,13 +154,6 @@ class HubSource:
         # Whole shards stay in the scratch directory: a resumed run finds them there.
         for shard in self._opened.values():
             shard.close()
-        self._clear_cache()
-
-    def _clear_cache(self) -> None:
-        """Before and after: what a run left that was killed a moment ago may be in use as yet."""
-        if self._keep_source:
-            digests = [self._listing.files[name].sha256 for name in self._shards]
-            clear_orphans(self.id, filter(None, digests))
 
     def _fetch_small_files(self) -> None:
         self.config_dir.mkdir(parents=True, exist_ok=True)

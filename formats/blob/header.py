@@ -86,6 +86,20 @@ def parse_header(
     if not isinstance(table, dict):
         raise error(f"{where}: the safetensors header is not a JSON object")
     table.pop("__metadata__", None)
+    return header_entries(
+        table, data_start=data_start, file_bytes=file_bytes, where=where, error=error
+    )
+
+
+def header_entries(
+    table: Mapping[str, Any],
+    *,
+    data_start: int,
+    file_bytes: int,
+    where: str,
+    error: type[LayerpackError] = PackError,
+) -> tuple[TensorEntry, ...]:
+    """The same from the header's JSON without its metadata, and where it ends."""
     entries = sorted(
         (_entry(name, value, data_start, where, error) for name, value in table.items()),
         key=lambda entry: (entry.offset_bytes, entry.end_bytes),

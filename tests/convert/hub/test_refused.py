@@ -101,8 +101,7 @@ def test_a_line_that_swallows_the_question(
     [
         (lambda d: (d / "config.json").unlink(), "no config.json"),
         (lambda d: shards(d)[1].unlink(), "missing"),
-        (lambda d: shards(d)[1].write_bytes(b"\xff" * 500), "not a safetensors file"),
-        (lambda d: shards(d)[1].write_bytes(shards(d)[1].read_bytes()[:-8]), "truncated"),
+        (lambda d: shards(d)[1].write_bytes(b"\xff" * 500), "not a safetensors header"),
         (lambda d: [p.unlink() for p in d.glob("model*")], "no model.safetensors"),
         (lambda d: (d / "model.safetensors.index.json").write_text("{"), "not valid JSON"),
     ],
@@ -119,6 +118,17 @@ def test_repositories_that_are_no_checkpoint(
     with pytest.raises(SourceError, match=message) as caught:
         open_hub(tmp_path)
     assert REPO in str(caught.value)
+
+
+def test_a_shard_that_is_truncated_on_the_hub_is_refused_when_it_comes(
+    hub: HubServer, checkpoint: Path, tmp_path: Path
+) -> None:
+    shard = shards(copied(checkpoint, tmp_path))[1]
+    hub.repos[REPO].directory = shard.parent
+    shard.write_bytes(shard.read_bytes()[:-8])
+    with open_hub(tmp_path) as source:
+        text = message_of(lambda: source.fetch(shard.name, lambda _: None))
+    assert f"{shard.name}: its header is not the one that the Hub sent before" in text
 
 
 def test_unsupported_quantisation_is_refused_before_weights_are_downloaded(
