@@ -22,7 +22,7 @@ from layerpack.formats.units import human_bytes
 
 def unfinished_lines(work: Unfinished) -> Iterator[str]:
     """How far a conversion is."""
-    state = {True: ", running now", False: ", not running", None: ""}[work.running]
+    state = ", running now" if work.running else ", not running"
     yield printable(f"{work.out}: unfinished conversion in {work.partial.name}{state}")
     if work.outline is None:
         yield "nothing is done yet; the same `layerpack convert` command starts over"

@@ -39,6 +39,7 @@ class Destination:
         self.pack = self.partial / "pack"
         self.scratch = self.partial / "source"
         self.journal = self.partial / JOURNAL_NAME
+        self._lock = self.partial / "lock"
 
     def check_target(self, *, force: bool) -> None:
         """Raises TargetError if something stands under the name, or nothing can be made there.
@@ -87,7 +88,7 @@ class Destination:
         """
         with _os_errors(self.partial):
             self.pack.mkdir(parents=True, exist_ok=True)
-            lock = os.open(self.partial / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+            lock = os.open(self._lock, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             if not _try_lock(lock):
                 raise TargetError(f"{self.partial}: another conversion is at work there")
@@ -96,6 +97,17 @@ class Destination:
             finally:
                 if not self._is_worth_keeping():
                     shutil.rmtree(self.partial, ignore_errors=True)
+        finally:
+            os.close(lock)
+
+    def is_held(self) -> bool:
+        """Whether a process is at work there, as far as the system can tell."""
+        try:
+            lock = os.open(self._lock, os.O_RDWR)
+        except OSError:
+            return False
+        try:
+            return not _try_lock(lock, shared=True)
         finally:
             os.close(lock)
 
@@ -187,17 +199,15 @@ class Destination:
         shutil.rmtree(self.partial, ignore_errors=True)
 
 
-def _try_lock(handle: int) -> bool:
+def _try_lock(handle: int, *, shared: bool = False) -> bool:
     """Whether no other process has the lock, as far as the system can tell."""
     try:
         import fcntl
-    except ImportError:  # Windows: the user has to know
-        return True
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError:  # a file system without locks, as Lustre often is: as on Windows
+    except (ImportError, OSError):  # Windows; a file system without locks, as Lustre often is
         return True
     return True
 

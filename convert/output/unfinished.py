@@ -1,13 +1,12 @@
 """A conversion that is not done yet, seen from outside: how far it is, and whether it runs.
 
-Reads the journal and the directory, changes nothing, and takes no lock. Imports no torch.
+Reads the journal and the directory, and changes nothing. Imports no torch.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +17,6 @@ from layerpack.formats.disk import PARTIAL_SUFFIX
 from layerpack.formats.frames.table import FRAMES_SUFFIX
 from layerpack.formats.manifest.facts import UNFINISHED_SUFFIX
 
-_LOCKS = Path("/proc/locks")
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unfinished:
@@ -28,7 +25,6 @@ class Unfinished:
     `done` and `missing` are names of blobs; `started` is (file, bytes) of the one being written.
     `digested_files` counts source files that have been read whole; `scratch_bytes` are downloads.
     `stored_bytes` are those of the blobs that are done as they lie there, compressed or not.
-    `running` is None where the system does not tell.
     """
 
     partial: Path
@@ -40,7 +36,7 @@ class Unfinished:
     stored_bytes: int
     digested_files: int
     scratch_bytes: int
-    running: bool | None
+    running: bool
 
     @property
     def compressed(self) -> bool:
@@ -99,7 +95,7 @@ def read_unfinished(partial: Path) -> Unfinished:
         stored_bytes=sum(sizes[file] for file in done),
         digested_files=len(progress.source_digests),
         scratch_bytes=_tree_bytes(place.scratch),
-        running=_is_locked(place.partial / "lock"),
+        running=place.is_held(),
     )
 
 
@@ -116,18 +112,3 @@ def _tree_bytes(path: Path) -> int:
         except OSError:  # a running conversion deletes what it no longer needs
             continue
     return total
-
-
-def _is_locked(lock: Path) -> bool | None:
-    """Whether a process holds the lock, by the system's table: trying it might be in the way."""
-    try:
-        inode = lock.stat().st_ino
-    except OSError:
-        return False
-    try:
-        table = _LOCKS.read_text()
-    except OSError:
-        return None
-    return (
-        re.search(rf"FLOCK +ADVISORY +WRITE +\d+ [0-9a-f]+:[0-9a-f]+:{inode} ", table) is not None
-    )
