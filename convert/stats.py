@@ -163,7 +163,7 @@ class _Comparison:
     def _wanted(self, item: Item) -> Iterator[torch.Tensor]:
         if item.action is not Action.KEEP:
             for cut in self._weights.cuts(item):
-                yield self._weights.read(item, cut)
+                yield self._weights.read(cut)
             return
         raw = self._source.read(item.source + nf4.STATE).numpy().tobytes()
         state = nf4.decode_state(raw, where=item.source)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -23,26 +23,14 @@ from layerpack.formats.errors import PackError, SourceError
 class Piece:
     """Bytes of the stored tensor `name`: all of them, or the next ones.
 
-    `absmax` are those of the blocks of a piece just quantised. The part that holds the state of a
-    weight that is NF4 already comes as `state`: its length is the layout's to say. `ends_item`:
-    nothing more of the item will come. `source_bytes` were read.
+    `absmax` are those of the blocks of a piece just quantised. The part that holds a weight's state
+    comes as `state`: its length is the layout's to say.
     """
 
     name: str
-    data: bytes | bytearray | memoryview
-    source_bytes: int
-    ends_item: bool
+    data: bytes | bytearray | memoryview = b""
     absmax: torch.Tensor | None = None
     state: Nf4State | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Task:
-    """One piece to be made: a cut of an item, or (`part`) a stored part of an NF4 weight."""
-
-    item: Item
-    cut: Cut
-    part: str | None = None
 
 
 class PieceMaker:
@@ -54,34 +42,33 @@ class PieceMaker:
         self._source, self._weights = source, WeightReader(source, storage, device=device)
         self._encoder = BlockEncoder(block_size=block_size, device=device)
 
-    def tasks(self, item: Item) -> Iterator[Task]:
-        """The pieces to make of an item, in file order. Touches no file."""
+    def cuts(self, item: Item) -> Iterator[Cut]:
+        """What to make pieces of, in file order. Touches no file."""
         if item.action is not Action.KEEP:
-            for cut in self._weights.cuts(item):
-                yield Task(item=item, cut=cut)
+            yield from self._weights.cuts(item)
             return
         for part in item.part_names:
             length_bytes = self._source.tensors[_stored_name(item, part)].length_bytes
-            cut = Cut(
-                rows=None,
+            yield Cut(
+                item=item,
+                part=part,
                 source_bytes=length_bytes,
                 memory_bytes=length_bytes,
                 is_last=part == item.part_names[-1],
             )
-            yield Task(item=item, cut=cut, part=part)
 
-    def make(self, task: Task) -> Piece:
+    def make(self, cut: Cut) -> Piece:
         """Read and encode; waits. Raises SourceError, for values that are not finite among it."""
-        item, cut = task.item, task.cut
-        if task.part is not None:
-            return self._kept(item, cut, task.part)
-        tensor = self._weights.read(item, cut)
+        if cut.part is not None:
+            return self._kept(cut, cut.part)
+        item = cut.item
+        tensor = self._weights.read(cut)
         if item.same_as is not None:
-            self._check_same(item, item.same_as, cut, tensor)
-        name, absmax = item.spec.name, None
+            self._check_same(cut, item.same_as, tensor)
+        absmax = None
         if item.action is Action.QUANTISE:
             codes, absmax = self._encoder.encode(tensor.reshape(-1))
-            check_absmax(absmax, name=name)
+            check_absmax(absmax, name=item.spec.name)
             data = raw_bytes(codes)
         elif all_finite(tensor):
             data = raw_bytes(tensor)
@@ -90,24 +77,19 @@ class PieceMaker:
                 f"tensor {item.source} has values that are not finite in {item.dtype}; "
                 "the checkpoint cannot be converted"
             )
-        return Piece(
-            name=name,
-            data=data,
-            source_bytes=cut.source_bytes,
-            ends_item=cut.is_last,
-            absmax=absmax,
-        )
+        return Piece(name=item.spec.name, data=data, absmax=absmax)
 
-    def _check_same(self, item: Item, copy: str, cut: Cut, tensor: torch.Tensor) -> None:
+    def _check_same(self, cut: Cut, copy: str, tensor: torch.Tensor) -> None:
         """transformers does not tie two weights that differ, whatever config.json says."""
-        if not torch.equal(tensor, self._weights.read(replace(item, source=copy), cut)):
+        if not torch.equal(tensor, self._weights.read(cut, name=copy)):
             raise SourceError(
-                f"tensors {item.source} and {copy} differ, where config.json says that they are "
-                "one; set tie_word_embeddings in it to false, or remove the wrong one"
+                f"tensors {cut.item.source} and {copy} differ, where config.json says that they "
+                "are one; set tie_word_embeddings in it to false, or remove the wrong one"
             )
 
-    def _kept(self, item: Item, cut: Cut, part: str) -> Piece:
+    def _kept(self, cut: Cut, part: str) -> Piece:
         """A part of a weight that is NF4 already; what decides how it is read back is checked."""
+        item = cut.item
         tensor = self._source.read(_stored_name(item, part))
         data, state = raw_bytes(tensor), None
         if part.endswith(nf4.STATE):
@@ -117,13 +99,7 @@ class PieceMaker:
                 raise SourceError(f"tensor {item.source}: its 16 values are not those of NF4")
         elif not all_finite(tensor):
             raise SourceError(f"tensor {item.source}: its scales are not finite")
-        return Piece(
-            name=part,
-            data=data,
-            source_bytes=cut.source_bytes,
-            ends_item=cut.is_last,
-            state=state,
-        )
+        return Piece(name=part, data=data, state=state)
 
 
 def _kept_state(item: Item, raw: bytes) -> Nf4State:

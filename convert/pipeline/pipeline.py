@@ -1,19 +1,19 @@
 """Blobs out of tensors: files are fetched, pieces read, encoded and written at the same time.
 
-    fetch thread -> order thread -> worker threads: read, encode -> assemble thread -> write thread
-    -> journal
+    fetch thread -> worker threads: read, encode -> assemble thread -> write thread -> journal
 
 A worker takes a piece from the file to the pack's bytes while a core's cache holds it. Pieces are
-put together in the order they were asked for in, so threads cannot change a byte. Few of them are
+put together in the order of the pack, so threads cannot change a byte. Few of them are
 under way at a time: memory holds some pieces, never a tensor. The calling thread only waits: Ctrl-C
 is raised there, and could leave a lock taken for ever if that thread used any.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain
 
 import torch
 
@@ -22,10 +22,10 @@ from layerpack.convert.nf4.quantize import finish_nf4
 from layerpack.convert.nf4.torch_threads import one_torch_thread
 from layerpack.convert.output.destination import Destination
 from layerpack.convert.output.journal import BlobRecord, Journal
-from layerpack.convert.pipeline.conveyor import Conveyor
 from layerpack.convert.pipeline.crew import Channel, Crew
 from layerpack.convert.pipeline.pieces import Piece, PieceMaker
 from layerpack.convert.pipeline.shelf import Shelf
+from layerpack.convert.pipeline.weights import Cut
 from layerpack.convert.plan.plan import Action, BlobPlan, ConversionPlan, Item
 from layerpack.convert.source.protocol import Source
 from layerpack.formats.blob import nf4
@@ -38,18 +38,6 @@ from layerpack.formats.frames.table import FRAMES_SUFFIX
 _PIECES_AHEAD = 4  # of the writer, while a weight's absmax are quantised
 _MAX_BYTES = 2 << 30
 """Memory of pieces under way: reached only where tensors cannot be cut (GGUF)."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Encoded:
-    """What the writer takes: a tensor's bytes, or the next of them, in file order.
-
-    The part that holds a weight's state comes as `state`: its length is the layout's to say.
-    """
-
-    name: str
-    data: bytes | bytearray | memoryview
-    state: Nf4State | None = None
 
 
 def run_pipeline(
@@ -69,67 +57,80 @@ def run_pipeline(
     since last time, from any thread. Raises the first error of any stage, as it is.
     """
     uses = [blob.source_files for blob in blobs]
-    num_workers = useful_workers(device)
     maker = PieceMaker(source, plan.storage, block_size=plan.quantization.block_size, device=device)
     level = None if plan.compression is None else plan.compression.level
     with one_torch_thread(), Crew() as crew:
-        made: Conveyor[Piece] = Conveyor(crew, max_jobs=2 * num_workers + 2, max_bytes=_MAX_BYTES)
-        encoded: Channel[_Encoded] = Channel(crew, _PIECES_AHEAD)
+        ready: Channel[Piece] = Channel(crew, _PIECES_AHEAD)
         shelf = Shelf(
             crew, source, uses, undigested, report=report, note_digest=journal.source_digest
         )
+
+        def assemble() -> None:
+            pool = ThreadPoolExecutor(num_workers := useful_workers(device), "layerpack-work")
+            try:
+                made = _make(blobs, shelf, maker, pool, most=2 * num_workers + 2)
+                _assemble(blobs, made, ready, shelf, report)
+            finally:
+                pool.shutdown(cancel_futures=True)
+
         crew.start("fetch", shelf.fetch_all)
-        crew.start("order", lambda: _order(blobs, shelf, maker, made))
-        for number in range(num_workers):
-            crew.start(f"work-{number}", made.work_all)
-        crew.start("write", lambda: _write(blobs, destination, encoded, journal, level))
-        crew.start("assemble", lambda: _assemble(blobs, made, encoded, shelf, report))
+        crew.start("write", lambda: _write(blobs, destination, ready, journal, level))
+        crew.start("assemble", assemble)
 
 
-def _order(
-    blobs: Sequence[BlobPlan], shelf: Shelf, maker: PieceMaker, made: Conveyor[Piece]
-) -> None:
-    """The order thread: asks for a blob's pieces as soon as its files can be read."""
+def _make(
+    blobs: Sequence[BlobPlan],
+    shelf: Shelf,
+    maker: PieceMaker,
+    pool: ThreadPoolExecutor,
+    *,
+    most: int,
+) -> Iterator[tuple[Cut, Piece]]:
+    """All pieces in order, made by the pool: `most` under way, the one just taken among them."""
+    under_way: deque[tuple[Cut, Future[Piece]]] = deque()
+
+    def has_room(cut: Cut) -> bool:
+        taken_bytes = sum(cut.memory_bytes for cut, _ in under_way)
+        return len(under_way) < most and taken_bytes + cut.memory_bytes <= _MAX_BYTES
+
     for blob in blobs:
-        shelf.need(blob.source_files)
-        for item in blob.items:
-            for task in maker.tasks(item):
-                made.put(partial(maker.make, task), task.cut.memory_bytes)
-    made.close()
+        for cut in chain.from_iterable(map(maker.cuts, blob.items)):
+            while under_way and not (shelf.has(blob.source_files) and has_room(cut)):
+                yield under_way[0][0], under_way[0][1].result()
+                under_way.popleft()
+            shelf.need(blob.source_files)
+            under_way.append((cut, pool.submit(maker.make, cut)))
+    while under_way:
+        yield under_way[0][0], under_way[0][1].result()
+        under_way.popleft()
 
 
 def _assemble(
     blobs: Sequence[BlobPlan],
-    made: Conveyor[Piece],
-    encoded: Channel[_Encoded],
+    made: Iterator[tuple[Cut, Piece]],
+    ready: Channel[Piece],
     shelf: Shelf,
     report: Callable[[int], None],
 ) -> None:
     """The assemble thread: pieces to the writer, and what only a whole weight's absmax can tell."""
-    arriving = iter(made)
     for blob in blobs:
         for item in blob.items:
             absmax = []
-            for piece in _pieces_of_item(arriving):
-                encoded.put(_Encoded(name=piece.name, data=piece.data, state=piece.state))
-                report(piece.source_bytes)
+            for cut, piece in made:
+                ready.put(piece)
+                report(cut.source_bytes)
                 if piece.absmax is not None:
                     absmax.append(piece.absmax)
+                if cut.is_last:
+                    break
             if item.action is Action.QUANTISE:
                 for part in _finished(item, torch.cat(absmax)):
-                    encoded.put(part)
+                    ready.put(part)
         shelf.done(blob.source_files)
-    encoded.close()
+    ready.close()
 
 
-def _pieces_of_item(arriving: Iterator[Piece]) -> Iterator[Piece]:
-    for piece in arriving:
-        yield piece
-        if piece.ends_item:
-            return
-
-
-def _finished(item: Item, absmax: torch.Tensor) -> Iterator[_Encoded]:
+def _finished(item: Item, absmax: torch.Tensor) -> Iterator[Piece]:
     """The parts of a quantised weight that follow its codes."""
     spec = item.spec
     assert isinstance(spec, Nf4Spec)
@@ -141,19 +142,19 @@ def _finished(item: Item, absmax: torch.Tensor) -> Iterator[_Encoded]:
         double_quant=spec.double_quant,
     )
     for part in item.part_names[1:-1]:
-        yield _Encoded(name=part, data=weight.part(part.removeprefix(spec.name)))
-    yield _Encoded(name=item.part_names[-1], data=b"", state=weight.state)
+        yield Piece(name=part, data=weight.part(part.removeprefix(spec.name)))
+    yield Piece(name=item.part_names[-1], state=weight.state)
 
 
 def _write(
     blobs: Sequence[BlobPlan],
     destination: Destination,
-    encoded: Channel[_Encoded],
+    ready: Channel[Piece],
     journal: Journal,
     zstd_level: int | None,
 ) -> None:
     """The write thread: one blob after the other, each in the journal once it is on the disk."""
-    arriving = iter(encoded)
+    arriving = iter(ready)
     for blob in blobs:
         lengths = {entry.name: entry.length_bytes for entry in blob.layout.tensors}
         states: dict[str, Nf4State] = {}

@@ -53,6 +53,11 @@ class Shelf:
                 self._release_if_done(file)
             self._crew.check()
 
+    def has(self, files: Iterable[str]) -> bool:
+        """Whether all of `files` are readable."""
+        with self._crew.condition:
+            return self._readable.issuperset(files)
+
     def need(self, files: Iterable[str]) -> None:
         """Wait until all of `files`, those of the next blob, are readable. Raises StoppedError."""
         wanted = set(files)

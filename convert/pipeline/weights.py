@@ -34,10 +34,13 @@ _WHOLE_TIMES = 12
 class Cut:
     """A piece of an item to be read: its rows [begin, end), or None: all of it.
 
-    `source_bytes` is its share of the item's, `memory_bytes` what reading it takes for a while.
+    Of a weight that is NF4 already, the stored `part` of that name. `source_bytes` is its share of
+    the item's, `memory_bytes` what reading it takes for a while.
     """
 
-    rows: tuple[int, int] | None
+    item: Item
+    rows: tuple[int, int] | None = None
+    part: str | None = None
     source_bytes: int
     memory_bytes: int
     is_last: bool
@@ -61,7 +64,7 @@ class WeightReader:
         if not stored.shape or not elements or stored.whole_only:
             times = _WHOLE_TIMES if stored.whole_only else 1
             yield Cut(
-                rows=None,
+                item=item,
                 source_bytes=item.source_bytes,
                 memory_bytes=elements * times,
                 is_last=True,
@@ -78,16 +81,18 @@ class WeightReader:
         for first in range(0, count, step):
             end = min(first + step, count)
             yield Cut(
+                item=item,
                 rows=(first, end),
                 source_bytes=item.source_bytes * end // count - item.source_bytes * first // count,
                 memory_bytes=stored.length_bytes // count * (end - first),
                 is_last=end == count,
             )
 
-    def read(self, item: Item, cut: Cut) -> torch.Tensor:
-        """A piece in the model's dtype. Raises SourceError."""
-        tensor = self._source.read(item.source, cut.rows, pin=self._pin)
-        scale_name = item.source + FP8_SCALE
+    def read(self, cut: Cut, *, name: str | None = None) -> torch.Tensor:
+        """A piece in the model's dtype, or the same of the tensor `name`. Raises SourceError."""
+        name = name or cut.item.source
+        tensor = self._source.read(name, cut.rows, pin=self._pin)
+        scale_name = name + FP8_SCALE
         if cut.rows and self._storage.fp8_block and scale_name in self._source.tensors:
             first, end = cut.rows
             block, columns = self._storage.fp8_block
@@ -96,7 +101,7 @@ class WeightReader:
                 scale = (scale.float() - 127).exp2()
             scale = scale.float().repeat_interleave(block, 0)[: end - first]
             tensor = tensor.float() * scale.repeat_interleave(columns, 1)[:, : tensor.shape[1]]
-        return tensor.to(TORCH_DTYPES[item.dtype])
+        return tensor.to(TORCH_DTYPES[cut.item.dtype])
 
 
 def all_finite(tensor: torch.Tensor) -> bool:
