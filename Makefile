@@ -7,7 +7,7 @@ READY := .venv/.ready
 TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format bench docs clean
+.PHONY: help venv demo test oldest newest lint format bench docs clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,6 +22,12 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY) ## convert a small real model, let it answer, show what is in the pack
 	PATH="$(CURDIR)/$(BIN):$$PATH" demo/demo.sh
+
+oldest: ## the test suite with the oldest versions that pyproject.toml declares
+	PYTHON=$(PYTHON) .ci/suite_with oldest
+
+newest: ## the test suite with the newest versions there are, beyond what is declared, too
+	PYTHON=$(PYTHON) .ci/suite_with newest
 
 test: lint ## lint, then the whole test suite
 	$(TESTS) -n 2
@@ -45,5 +51,5 @@ docs: $(READY) ## write docs/commands.md from the commands' own help, and check 
 	$(TESTS) tests/test_docs.py
 
 clean: ## remove what the other targets made, downloads too
-	rm -rf .venv .cache build dist demo-out *.egg-info .pytest_cache .mypy_cache .ruff_cache \
+	rm -rf .venv .venv-oldest .venv-newest .cache build dist demo-out *.egg-info .pytest_cache .mypy_cache .ruff_cache \
 		.import_linter_cache .hypothesis

@@ -74,6 +74,13 @@ def threads() -> list[str]:
     return sorted(t.name for t in threading.enumerate() if t.name.startswith(PREFIX))
 
 
+def wait_for_threads(within_s: float = 10.0) -> None:
+    """Until none of our own threads is alive, or so long."""
+    end_s = time.monotonic() + within_s
+    while threads() and time.monotonic() < end_s:
+        time.sleep(0.01)
+
+
 def mappings(folder: Path) -> int:
     """How many files of `folder` are mapped, a file counting as often as it is."""
     return Path("/proc/self/maps").read_text().count(f"{folder}/")
