@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -12,46 +11,32 @@ import click
 
 from layerpack.cli.options.memory import memory_options
 from layerpack.cli.options.numbers import SEED, FiniteRange
+from layerpack.cli.options.prompt import (
+    as_utf8,
+    read_prompt,
+    refuse_second_prompt,
+    template_arguments,
+)
 from layerpack.cli.quick_imports import quick_imports
-from layerpack.formats.errors import PromptError
-from layerpack.formats.text import require_utf8, without_path
-
-
-def read_prompt(prompt: str | None, prompt_file: str | None) -> str:
-    """The prompt's text: given, from a file, or from standard input. Raises click.UsageError."""
-    if prompt is not None and prompt_file is not None:
-        raise click.UsageError("give --prompt or --prompt-file, not both")
-    if prompt is not None:
-        return as_utf8(prompt, "--prompt")
-    if prompt_file is not None:
-        try:
-            return Path(prompt_file).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as reason:
-            why = without_path(reason, Path(prompt_file))
-            raise click.UsageError(f"--prompt-file {prompt_file}: cannot be read ({why})") from None
-    if sys.stdin is None or sys.stdin.isatty():  # None: it was closed when Python started
-        raise click.UsageError("no prompt; give --prompt TEXT, --prompt-file FILE, or pipe one in")
-    try:
-        text = sys.stdin.read()
-    except UnicodeDecodeError as reason:
-        raise click.UsageError(f"standard input: cannot be read ({reason})") from None
-    return as_utf8(text, "standard input")
-
-
-def as_utf8(text: str, where: str) -> str:
-    """`text` itself. Raises click.UsageError if it came as other bytes than UTF-8."""
-    try:
-        require_utf8(text, where)
-    except PromptError as reason:
-        raise click.UsageError(str(reason)) from None
-    return text
 
 
 @click.command()
 @click.argument("pack", metavar="OUT", type=click.Path())
 @click.option("--prompt", help="What to answer. Without it: --prompt-file, or standard input.")
-@click.option("--prompt-file", type=click.Path(), help="Read the prompt from a file.")
+@click.option(
+    "--prompt-file",
+    type=click.Path(),
+    help="Read the prompt from a file.",
+)
 @click.option("--system", help="System message, put before the prompt.")
+@click.option(
+    "--template-arg",
+    "template_arguments",
+    multiple=True,
+    metavar="NAME=VALUE",
+    callback=template_arguments,
+    help="Tell the chat template something, as in enable_thinking=false; may be repeated.",
+)
 @click.option("--raw", is_flag=True, help="Send the prompt as it is, without chat template.")
 @click.option(
     "--max-new-tokens",
@@ -128,6 +113,8 @@ def generate(pack: str, prompt: str | None, prompt_file: str | None, **options: 
         raise click.UsageError("give --draft or --prompt-lookup, not both")
     if options["raw"] and options["system"] is not None:
         raise click.UsageError("--system goes into the chat template, which --raw leaves out")
+    if options["raw"] and options["template_arguments"]:
+        raise click.UsageError("--template-arg is for the chat template, which --raw leaves out")
     text = read_prompt(prompt, prompt_file)
     if options["system"] is not None:
         as_utf8(options["system"], "--system")
@@ -135,4 +122,8 @@ def generate(pack: str, prompt: str | None, prompt_file: str | None, **options: 
         starting.enter_context(quick_imports())
         from layerpack.cli.generate_run import run  # after the usage is known to be right: slow
 
-        raise SystemExit(run(Path(pack), text, options, on_open=starting.close))
+        def on_open() -> None:
+            starting.close()
+            refuse_second_prompt(prompt, prompt_file)  # a pipe may have been slow
+
+        raise SystemExit(run(Path(pack), text, options, on_open=on_open))

@@ -41,6 +41,7 @@ def run(path: Path, prompt: str, options: dict[str, Any], *, on_open: Callable[[
         seed=options["seed"],
         raw=options["raw"],
         system=options["system"],
+        template_arguments=options["template_arguments"],
         draft_tokens=options["draft_tokens"],
         prompt_lookup_tokens=options["prompt_lookup"],
         exact=options["exact"],

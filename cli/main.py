@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import io
+import logging
 import os
 import sys
+import warnings
+from collections.abc import Iterator
 
 import click
 
@@ -67,7 +71,8 @@ def main(arguments: list[str] | None = None) -> None:
     """
     _open_standard_files()
     try:
-        sys.exit(layerpack.main(args=arguments, standalone_mode=False))
+        with _libraries_silent():
+            sys.exit(layerpack.main(args=arguments, standalone_mode=False))
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
@@ -85,6 +90,25 @@ def main(arguments: list[str] | None = None) -> None:
     finally:
         if arguments is None:  # called by a program, it goes on
             leave_to_the_system()
+
+
+@contextlib.contextmanager
+def _libraries_silent() -> Iterator[None]:
+    """In the block no warning and no log of a library gets into a text; LAYERPACK_DEBUG=1 lets it.
+
+    What a user has to know, layerpack says itself.
+    """
+    if os.environ.get("LAYERPACK_DEBUG"):
+        yield
+        return
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _open_standard_files() -> None:

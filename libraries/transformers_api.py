@@ -114,9 +114,14 @@ def load_tokenizer(path: Path) -> Any:
     Of Mistral's tokenizers those saved before transformers 5 split words wrongly, and are mended.
     """
     how = {"fix_mistral_regex": True} if "stral" in _model_type(path) else {}
-    return quiet().AutoTokenizer.from_pretrained(
+    tokenizer = quiet().AutoTokenizer.from_pretrained(
         path, trust_remote_code=False, local_files_only=True, **how
     )
+    # Whether that took place, some versions note on what they wrap alone.
+    inner = getattr(tokenizer, "_tokenizer", None)
+    if getattr(inner, "fix_mistral_regex", False):
+        tokenizer.fix_mistral_regex = True
+    return tokenizer
 
 
 def _model_type(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from layerpack.formats.text import first_line, require_utf8
 from layerpack.runtime.engine.options import GenerateOptions
 
 _SHORT_BYTES, _END_TOKENS, _TEMPLATE_TOKENS = 512, 2, 1024
+_FOR_TEMPLATES = {"tools", "documents"}
 Message = Mapping[str, str]
 """`{"role": "user", "content": "…"}`, as chat templates take them."""
 
@@ -66,12 +68,16 @@ def _messages(prompt: str | Sequence[Message], options: GenerateOptions) -> list
 def _templated_ids(tokenizer: Any, messages: list[Message], options: GenerateOptions) -> list[int]:
     if not getattr(tokenizer, "chat_template", None):
         raise PromptError("this model has no chat template; use --raw for plain text")
+    arguments = options.template_arguments or {}
+    known = set(inspect.signature(tokenizer.apply_chat_template).parameters) - _FOR_TEMPLATES
+    if ours := sorted(known & arguments.keys()):
+        raise PromptError(f"template argument {ours[0]}: no chat template gets that; leave it out")
     try:
         encoded = tokenizer.apply_chat_template(
             messages,
             add_generation_prompt=True,
             return_dict=True,
-            **(options.template_arguments or {}),
+            **arguments,
         )
     except Exception as error:  # templates are programs of their own and raise what they like
         raise PromptError(

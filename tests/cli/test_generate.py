@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import re
 import shutil
@@ -10,9 +11,11 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +23,10 @@ import torch
 from layerpack.cli import generate_run
 from layerpack.cli import main as cli
 from layerpack.convert.api import convert
+from layerpack.runtime.engine import sequence
+from layerpack.runtime.engine.options import GenerateOptions
+from layerpack.runtime.engine.prompt import encode_prompt
+from layerpack.runtime.tokenizer import load_tokenizer
 
 PackOf = Callable[..., Path]
 CheckpointOf = Callable[..., Path]
@@ -81,7 +88,7 @@ def test_a_prompt_from_an_option_a_file_or_stdin(
     expected = generate("--prompt", PROMPT).out
     (tmp_path / "prompt.txt").write_text(PROMPT)
     assert generate("--prompt-file", tmp_path / "prompt.txt").out == expected
-    monkeypatch.setattr("sys.stdin", io.StringIO(PROMPT))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(f"{PROMPT}\n".encode())))
     assert generate().out == expected
 
 
@@ -121,11 +128,38 @@ def test_text_that_is_not_utf8(generate: Run, monkeypatch: pytest.MonkeyPatch) -
     ):
         done = generate(*arguments)
         assert done.code == 2 and said in done.err, done.err
-    for errors, said in (("surrogateescape", "is not UTF-8 text"), ("strict", "cannot be read")):
-        piped = io.TextIOWrapper(io.BytesIO(b"a\xff"), encoding="utf-8", errors=errors)
-        monkeypatch.setattr("sys.stdin", piped)
-        done = generate()
-        assert done.code == 2 and "standard input" in done.err and said in done.err, done.err
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a\xff")))
+    done = generate()
+    assert done.code == 2 and "standard input: cannot be read as UTF-8 text" in done.err, done.err
+
+
+def test_template_arguments_reach_the_template(generate: Run, pack_of: PackOf) -> None:
+    tokenizer = load_tokenizer(pack_of("llama"))
+    tokenizer.chat_template = "{{ messages[0].content }}{% if loud %}!{% endif %}"
+    how = GenerateOptions(template_arguments={"loud": True})
+    assert encode_prompt(tokenizer, PROMPT, how) == tokenizer(PROMPT + "!").input_ids
+    done = generate("--prompt", "a", "--raw", "--template-arg", "loud=true")
+    assert done.code == 2 and "--raw leaves out" in done.err
+    assert_refused(
+        generate("--prompt", "a", "--template-arg", "tokenize=false"),
+        "template argument tokenize: no chat template gets that",
+    )
+
+
+def test_what_libraries_say_is_in_no_text(generate: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = generate("--prompt", PROMPT).out
+    ask: Any = getattr(sequence, "step")  # noqa: B009 - imported there
+
+    def noisy(*arguments: Any, **how: Any) -> Any:
+        warnings.warn("the old name goes in 5.40", FutureWarning, stacklevel=1)
+        logging.getLogger("transformers").error("an error")
+        logging.getLogger("anything").critical("worse")
+        return ask(*arguments, **how)
+
+    monkeypatch.setattr(sequence, "step", noisy)
+    done = generate("--prompt", PROMPT)
+    assert done.out == expected and SUMMARY.fullmatch(done.err), done.err
+    assert logging.root.manager.disable == 0
 
 
 def test_no_prompt_at_all(generate: Run, monkeypatch: pytest.MonkeyPatch) -> None:
