@@ -102,7 +102,7 @@ def plan_source(source: Source, options: ConvertOptions) -> ConversionPlan:
     """What a conversion of an opened source would write. Reads no weight. Raises SourceError."""
     config = read_config(source.config_dir)
     where = str(source.id)
-    storage = find_storage(config, where=where)
+    storage = find_storage(config, source.tensors, source.config_dir, where=where)
     return plan_conversion(
         find_structure(source.config_dir),
         storage,

@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 
 from layerpack.convert.api import plan_source
-from layerpack.convert.dtypes import TORCH_DTYPES
 from layerpack.convert.nf4.dequantize import Nf4Decoder
 from layerpack.convert.open_source import open_source
 from layerpack.convert.options import ConvertOptions
@@ -25,6 +24,7 @@ from layerpack.formats.manifest.facts import Blob
 from layerpack.formats.pack import Pack, raw_reader
 from layerpack.formats.read import BufferedReader, Reader
 from layerpack.formats.summary import stored_as
+from layerpack.libraries.dtypes import TORCH_DTYPES
 
 _PIECE_ELEMENTS = 1 << 22
 

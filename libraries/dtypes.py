@@ -22,3 +22,6 @@ TORCH_DTYPES: dict[str, torch.dtype] = {
 """Each safetensors dtype that a checkpoint's or a pack's tensor may have, as torch calls it."""
 
 SAFETENSORS_DTYPES: dict[torch.dtype, str] = {dtype: name for name, dtype in TORCH_DTYPES.items()}
+
+FLOAT_DTYPES = frozenset({"F64", "F32", "F16", "BF16"})
+"""What a tensor that is not quantised may be stored in."""

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import torch
 
-from layerpack.convert.dtypes import TORCH_DTYPES
 from layerpack.formats.blob import nf4
+from layerpack.libraries.dtypes import TORCH_DTYPES
 
 
 class Nf4Decoder:

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import torch
 
-from layerpack.convert.dtypes import SAFETENSORS_DTYPES
 from layerpack.convert.nf4.blocks import encode_blocks
 from layerpack.convert.nf4.double_quant import nest_absmax, nested_map
 from layerpack.convert.nf4.torch_threads import one_torch_thread
 from layerpack.formats.blob import nf4
 from layerpack.formats.errors import SourceError
+from layerpack.libraries.dtypes import SAFETENSORS_DTYPES
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 
 import torch
 
-from layerpack.convert.dtypes import TORCH_DTYPES
-from layerpack.convert.plan.naming import FP8_SCALE
 from layerpack.convert.plan.plan import Item
-from layerpack.convert.plan.storage import Storage
+from layerpack.convert.plan.storage import Scale, Storage
 from layerpack.convert.source.protocol import Source
 from layerpack.formats.blob.layout import Nf4Spec
 from layerpack.formats.units import num_elements
+from layerpack.libraries.dtypes import TORCH_DTYPES
 
 PIECE_BYTES = 8 << 20
 """What a piece of a tensor takes in the source, at most; but a row is never cut.
@@ -74,8 +73,9 @@ class WeightReader:
         unit = 1
         if isinstance(item.spec, Nf4Spec):
             unit = item.spec.block_size // math.gcd(item.spec.block_size, row_elements)
-        if self._storage.fp8_block:
-            unit = math.lcm(unit, self._storage.fp8_block[0])
+        scale = self._storage.scales.get(item.source)
+        if scale is not None and scale.block[0] < count:
+            unit = math.lcm(unit, scale.block[0])
         fitting = self._piece_bytes * count // max(1, stored.length_bytes)
         step = max(unit, fitting - fitting % unit)
         for first in range(0, count, step):
@@ -92,16 +92,27 @@ class WeightReader:
         """A piece in the model's dtype, or the same of the tensor `name`. Raises SourceError."""
         name = name or cut.item.source
         tensor = self._source.read(name, cut.rows, pin=self._pin)
-        scale_name = name + FP8_SCALE
-        if cut.rows and self._storage.fp8_block and scale_name in self._source.tensors:
-            first, end = cut.rows
-            block, columns = self._storage.fp8_block
-            scale = self._source.read(scale_name, (first // block, -(-end // block)))
-            if scale.dtype == torch.uint8:  # exponents of 2, as F8_E8M0 has them
-                scale = (scale.float() - 127).exp2()
-            scale = scale.float().repeat_interleave(block, 0)[: end - first]
-            tensor = tensor.float() * scale.repeat_interleave(columns, 1)[:, : tensor.shape[1]]
+        if (scale := self._storage.scales.get(name)) is not None:
+            tensor = tensor.float() * self._factors(scale, cut, tensor)
         return tensor.to(TORCH_DTYPES[cut.item.dtype])
+
+    def _factors(self, scale: Scale, cut: Cut, weight: torch.Tensor) -> torch.Tensor:
+        """What the rows of a piece are multiplied with: float32, (rows or 1, columns or 1)."""
+        (rows, columns), (first, end) = scale.block, cut.rows or (0, weight.shape[0])
+        stored = self._source.tensors[scale.name]
+        if num_elements(stored.shape) == 1:
+            factors = self._source.read(scale.name).reshape(1, 1)
+        else:
+            factors = self._source.read(scale.name, (first // rows, -(-end // rows)))
+            factors = factors.reshape(factors.shape[0], -1)
+        if factors.dtype == torch.uint8:  # exponents of 2, as F8_E8M0 has them
+            factors = (factors.float() - 127).exp2()
+        factors = factors.float()
+        if factors.shape[0] > 1:
+            factors = factors.repeat_interleave(rows, 0)[: end - first]
+        if factors.shape[1] > 1:
+            factors = factors.repeat_interleave(columns, 1)[:, : weight.shape[1]]
+        return factors
 
 
 def all_finite(tensor: torch.Tensor) -> bool:

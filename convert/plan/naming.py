@@ -6,25 +6,20 @@ import re
 from collections.abc import Iterable, Mapping
 
 from layerpack.convert.plan.structure import Structure
-from layerpack.formats.blob import nf4
 from layerpack.formats.errors import SourceError
-
-FP8_SCALE = "_scale_inv"
-_CONSTANTS = (*nf4.SUFFIXES, FP8_SCALE)
 
 
 def match_names(structure: Structure, names: Iterable[str], *, where: str) -> dict[str, str]:
     """Parameter name -> checkpoint name, for every parameter of the model.
 
     A checkpoint may use a model's older names, or lack the base model's prefix (`model.`).
-    Constants of quantised weights go with their weight; a stored copy of a tied lm_head is left
-    out; any other tensor that the model has no place for is refused by name, as is a parameter
-    that is missing.
+    A stored copy of a tied lm_head is left out; any other tensor that the model has no place for is
+    refused by name, as is a parameter that is missing.
     """
     wanted = {parameter.name for parameter in structure.parameters}
     found: dict[str, str] = {}
     homeless: list[str] = []
-    for stored in sorted(name for name in names if not name.endswith(_CONSTANTS)):
+    for stored in sorted(names):
         name = structure.canonical_name(stored)
         if name not in wanted:
             name = structure.base_prefix + name

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from layerpack.convert.dtypes import FLOAT_DTYPES, FP8_SCALE_DTYPES
 from layerpack.convert.options import DEFAULT_BLOCK_SIZE, ConvertOptions
-from layerpack.convert.plan.naming import FP8_SCALE, check_shapes, match_names, tied_copy
+from layerpack.convert.plan.naming import check_shapes, match_names, tied_copy
 from layerpack.convert.plan.plan import Action, BlobPlan, ConversionPlan, Item
 from layerpack.convert.plan.storage import Storage
 from layerpack.convert.plan.structure import Parameter, Structure
@@ -19,8 +18,7 @@ from layerpack.formats.frames.coding import zstd_library
 from layerpack.formats.frames.table import FRAMES_SUFFIX
 from layerpack.formats.manifest.facts import Compression, Quantization, Role
 from layerpack.formats.units import num_elements
-
-_FP8 = "F8_E4M3"
+from layerpack.libraries.dtypes import FLOAT_DTYPES
 
 
 def plan_conversion(
@@ -71,7 +69,7 @@ class _Planner:
     ) -> None:
         self._structure, self._storage, self._tensors = structure, storage, tensors
         self._where = where
-        self._found = match_names(structure, tensors, where=where)
+        self._found = match_names(structure, tensors.keys() - storage.constants, where=where)
         self._tied_copy = tied_copy(structure, tensors)
         kept = [p for p in structure.parameters if self._found[p.name] + nf4.STATE in tensors]
         self._kept = {p.name: self._kept_spec(p) for p in kept}
@@ -121,7 +119,7 @@ class _Planner:
         if item.action is Action.KEEP:
             return [item.source + part.removeprefix(item.spec.name) for part in item.part_names]
         names = [item.source] if item.same_as is None else [item.source, item.same_as]
-        scales = [name + FP8_SCALE for name in names if name + FP8_SCALE in self._tensors]
+        scales = [scale.name for name in names if (scale := self._storage.scales.get(name))]
         return names + scales
 
     def _item(self, parameter: Parameter) -> Item:
@@ -162,30 +160,10 @@ class _Planner:
     def _check_dtype(self, parameter: Parameter, tensor: SourceTensor) -> None:
         if not parameter.floating:
             return
-        if tensor.dtype == _FP8 and tensor.name + FP8_SCALE in self._tensors:
-            self._check_fp8(tensor, self._tensors[tensor.name + FP8_SCALE])
-        elif tensor.dtype not in FLOAT_DTYPES:
+        if tensor.dtype not in FLOAT_DTYPES and tensor.name not in self._storage.scales:
             raise UnsupportedError(
-                f"{self._where}: tensor {tensor.name} is {tensor.dtype}, from which layerpack "
-                "cannot make 16-bit weights"
-            )
-
-    def _check_fp8(self, tensor: SourceTensor, scale: SourceTensor) -> None:
-        block = self._storage.fp8_block
-        if block is None:
-            raise UnsupportedError(
-                f"{self._where}: tensor {tensor.name} is FP8 but config.json states no "
-                "weight_block_size"
-            )
-        wanted = tuple(-(-side // step) for side, step in zip(tensor.shape, block, strict=False))
-        if len(tensor.shape) != 2 or scale.shape != wanted:
-            raise SourceError(
-                f"{self._where}: {scale.name} has the shape {list(scale.shape)} where "
-                f"{tensor.name} needs {list(wanted)}"
-            )
-        if scale.dtype not in FP8_SCALE_DTYPES:
-            raise UnsupportedError(
-                f"{self._where}: {scale.name} is {scale.dtype}, which are no scales of FP8 weights"
+                f"{self._where}: tensor {tensor.name} is {tensor.dtype} without scales, from which "
+                "layerpack cannot make 16-bit weights"
             )
 
     def _kept_spec(self, parameter: Parameter) -> Nf4Spec:

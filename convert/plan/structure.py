@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from layerpack.convert.dtypes import SAFETENSORS_DTYPES
 from layerpack.convert.plan.config import build_empty, read_config, refuse_unsupported
 from layerpack.formats.errors import UnsupportedError
+from layerpack.libraries.dtypes import SAFETENSORS_DTYPES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

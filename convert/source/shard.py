@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 
-from layerpack.convert.dtypes import TORCH_DTYPES
 from layerpack.convert.source.protocol import SourceTensor
 from layerpack.convert.source.reading import WeightFile
 from layerpack.formats.blob.header import TensorEntry, read_header
 from layerpack.formats.errors import SourceError
 from layerpack.formats.units import num_elements
+from layerpack.libraries.dtypes import TORCH_DTYPES
 
 
 class Shard:

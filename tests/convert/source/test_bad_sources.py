@@ -77,6 +77,23 @@ def with_one(value: float) -> Callable[[Any], Any]:
     return change
 
 
+def quantised(suffix: str) -> Callable[[dict[str, Any]], None]:
+    """One weight as a method stores it that is not read: a further tensor gives it away."""
+
+    def change(tensors: dict[str, Any]) -> None:
+        tensors[UP] = torch.zeros(8, 8, dtype=torch.uint8)
+        tensors[UP.removesuffix("weight") + suffix] = torch.zeros(8)
+
+    return change
+
+
+def beside(name: str, content: dict[str, Any]) -> Callable[[Path], None]:
+    def damage(source: Path) -> None:
+        (source / name).write_text(json.dumps(content))
+
+    return damage
+
+
 def truncate(source: Path) -> None:
     with open(shard(source), "r+b") as file:
         file.truncate(file.seek(0, 2) - 1)
@@ -118,9 +135,20 @@ DEFECTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "awq": (edit(**{QUANT: {"quant_method": "awq"}}), "'awq'"),
     "mxfp4": (edit(**{QUANT: {"quant_method": "mxfp4"}}), "'mxfp4'"),
     "compressed": (edit(compression_config={"quant_method": "compressed-tensors"}), "compressed"),
-    "int8": (edit(**{QUANT: {"quant_method": "bitsandbytes", "load_in_8bit": True}}), "8 bit"),
-    "fp4": (edit(**{QUANT: {"load_in_4bit": True}}), "4 bit fp4"),
-    "fp8 per tensor": (edit(**{QUANT: {"quant_method": "fp8"}}), "weight_block_size"),
+    "unnamed": (edit(**{QUANT: {"group_size": 64, "bits": 4}}), "method without name.*no weight"),
+    "fp8 config alone": (edit(**{QUANT: {"quant_method": "fp8"}}), "'fp8', but no weight is"),
+    "int8": (change_tensors(quantised("SCB")), "bitsandbytes in 8 bit, as .*SCB shows"),
+    "fp4": (change_tensors(quantised("weight.quant_state.bitsandbytes__fp4")), "4 bit fp4"),
+    "gptq tensors": (change_tensors(quantised("qweight")), "GPTQ or AWQ, as .*qweight shows"),
+    "packed": (change_tensors(quantised("weight_packed")), "compressed-tensors' packed"),
+    "mlx": (change_tensors(quantised("scales")), "with MLX, as .*scales shows"),
+    "nvfp4": (change_tensors(quantised("weight_scale_2")), "with NVFP4"),
+    "modelopt": (
+        beside("hf_quant_config.json", {"quantization": {"quant_algo": "FP8"}}),
+        "says that the weights are quantised with 'modelopt'",
+    ),
+    "gptq beside": (beside("quantize_config.json", {"bits": 4}), "'gptq', but no weight"),
+    "mlx config": (edit(quantization={"bits": 4}, **{QUANT: {"bits": 4}}), "'mlx', but no"),
     "shard gone": (lambda s: shard(s).unlink(), "missing"),
     "shard truncated": (truncate, "truncated"),
     "shard empty": (lambda s: shard(s).write_bytes(b""), "too few"),
