@@ -7,7 +7,7 @@ READY := .venv/.ready
 TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test oldest newest lint format bench docs clean
+.PHONY: help venv demo test oldest newest lint format bench sweep docs clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ format: $(READY) ## rewrite the code in the style that lint asks for
 
 bench: $(READY) ## time the quantiser here (what needs a GPU and large packs: docs/performance.md)
 	$(BIN)/python benchmarks/quantise.py
+
+sweep: $(READY) ## try every model type that transformers knows; writes docs/architectures.md
+	$(BIN)/python docs/architectures.py
 
 docs: $(READY) ## write docs/commands.md from the commands' own help, and check the documents
 	$(BIN)/python docs/commands.py

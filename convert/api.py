@@ -197,7 +197,7 @@ def _write_small_files(
     plan: ConversionPlan, source: Source, destination: Destination
 ) -> list[pack.FileEntry]:
     """Config, index and what is copied from the source; what the manifest is to say of them."""
-    config = config_json(read_config(source.config_dir), plan)
+    config = config_json(plan)
     written = [(CONFIG_NAME, config), (INDEX_NAME, index_json(plan))]
     files = []
     for name, data in (*copied_files(source.config_dir), *written):

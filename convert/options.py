@@ -14,7 +14,8 @@ class ConvertOptions:
     `nf4_head` quantises lm_head, too. `device` (auto, cpu, cuda …) is where weights are quantised;
     the bytes do not depend on it. `force` replaces what stands under the target's name and starts
     over where an unfinished conversion does not fit. `zstd_level` (1 to 22) compresses the pack.
-    `revision` and `keep_source` concern the Hub.
+    `revision` and `keep_source` concern the Hub. `skip` are patterns, as in a shell, of tensors to
+    leave out if the model has no place for them.
     """
 
     block_size: int | None = None
@@ -25,3 +26,4 @@ class ConvertOptions:
     revision: str | None = None
     keep_source: bool = False
     zstd_level: int | None = None
+    skip: tuple[str, ...] = ()

@@ -34,19 +34,26 @@ def model_config(config_dir: Path) -> Any:
     )
 
 
-def empty_model(config: Any, *, dtype: torch.dtype, attention: str | None = None) -> Any:
+def config_of_type(model_type: str, fields: dict[str, Any]) -> Any:
+    """The config of a type out of the fields of its config.json."""
+    return quiet().CONFIG_MAPPING[model_type].from_dict(fields)
+
+
+def empty_model(
+    config: Any, *, dtype: torch.dtype, attention: str | None = None, multimodal: bool = False
+) -> Any:
     """The causal model of a config on the meta device: no memory, no weights, nothing quantised.
 
     `attention` None is transformers' own choice: not every model has an implementation with SDPA.
-    Raises what transformers raises.
+    `multimodal`: the model that takes images, too. Raises what transformers raises.
     """
     if hasattr(config, "quantization_config"):
         del config.quantization_config  # else transformers would swap layers by itself
     how = {} if attention is None else {"attn_implementation": attention}
+    library = quiet()
+    kind = library.AutoModelForImageTextToText if multimodal else library.AutoModelForCausalLM
     with torch.device("meta"):
-        return quiet().AutoModelForCausalLM.from_config(
-            config, dtype=dtype, trust_remote_code=False, **how
-        )
+        return kind.from_config(config, dtype=dtype, trust_remote_code=False, **how)
 
 
 def fill_buffers(model: Any, device: torch.device) -> None:
@@ -56,7 +63,8 @@ def fill_buffers(model: Any, device: torch.device) -> None:
     meta device.
     """
     stored = set(model.state_dict())
-    for path, module in model.named_modules():
+    modules = dict(model.named_modules())
+    for path, module in modules.items():
         names = [
             name
             for name, buffer in buffers_of(module).items()
@@ -65,7 +73,32 @@ def fill_buffers(model: Any, device: torch.device) -> None:
         for name in names:
             set_buffer(module, name, torch.empty_like(buffers_of(module)[name], device=device))
         if names:
-            model._init_weights(module)
+            _nearest_model(modules, path)._init_weights(module)
+
+
+def _nearest_model(modules: dict[str, nn.Module], path: str) -> Any:
+    """The model, or part of one, that knows how to initialise the module at `path`."""
+    while not hasattr(modules[path], "_init_weights"):
+        path = path.rpartition(".")[0]
+    return modules[path]
+
+
+def is_encoder(model_type: str) -> bool:
+    """Whether models of the type fill gaps, and see what follows them."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    return model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+
+def takes_kv_cache(model: Any) -> bool:
+    """Whether a forward reads and extends a KV cache; others keep states of their own kinds."""
+    known = inspect.signature(type(model).forward).parameters
+    return "cache_params" not in known and not known.keys().isdisjoint(("cache", "past_key_values"))
+
+
+def has_causal_model(config: Any) -> bool:
+    """Whether there is a class for a causal language model of this config."""
+    return type(config) in quiet().MODEL_FOR_CAUSAL_LM_MAPPING
 
 
 def canonical_names(model: Any) -> Callable[[str], str]:

@@ -8,6 +8,13 @@ from layerpack.convert.plan.plan import Action, ConversionPlan
 from layerpack.formats.frames.table import FRAMES_SUFFIX
 from layerpack.formats.jsontext import dump_json
 
+_NOT_THE_PACKS = (
+    "quantization_config",
+    "compression_config",
+    "quantization",
+    "dtype",
+    "torch_dtype",
+)
 _TORCH_NAMES = {"BF16": "bfloat16", "F16": "float16"}
 
 
@@ -22,12 +29,10 @@ def index_json(plan: ConversionPlan) -> bytes:
     return dump_json({"metadata": {"total_size": total}, "weight_map": weights})
 
 
-def config_json(fields: dict[str, Any], plan: ConversionPlan) -> bytes:
-    """The source's config.json, with the dtype of 16-bit tensors, and how to read NF4."""
+def config_json(plan: ConversionPlan) -> bytes:
+    """The model's config.json, with the dtype of 16-bit tensors, and how to read NF4."""
     config = {
-        key: value
-        for key, value in fields.items()
-        if key not in ("quantization_config", "compression_config", "dtype", "torch_dtype")
+        key: value for key, value in plan.structure.config.items() if key not in _NOT_THE_PACKS
     }
     dtype = _TORCH_NAMES[plan.structure.dtype]
     config.setdefault("architectures", [plan.structure.architecture])

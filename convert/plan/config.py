@@ -1,17 +1,21 @@
-"""A checkpoint's config.json: read, refused where it must be, and built, without weights."""
+"""A checkpoint's config.json: read, and refused where that alone tells."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from layerpack.formats.errors import SourceError, UnsupportedError
 from layerpack.formats.jsontext import parse_json
+from layerpack.libraries import transformers_api
 
 _EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
-_OTHER_INPUTS = ("vision_config", "audio_config", "vision_tower", "speech_config")
+
+_OTHERWISE = {
+    "cpmant": "puts a learned prompt of its own before every text",
+    "dory": "runs some of its layers several times for a token",
+    "xlstm": "keeps states of its own kinds instead of a KV cache",
+}
 
 
 def read_config(config_dir: Path) -> dict[str, Any]:
@@ -44,6 +48,10 @@ def refuse_unsupported(fields: dict[str, Any], *, where: str) -> None:
         raise UnsupportedError(f"{where}: model_type {kind!r} is not supported; {hint}")
     if fields.get("is_encoder_decoder"):
         raise UnsupportedError(f"{where}: {kind} is an encoder-decoder; only decoders convert")
+    if transformers_api.is_encoder(kind):
+        raise UnsupportedError(f"{where}: {kind} is an encoder, which fills gaps; decoders convert")
+    if kind in _OTHERWISE:
+        raise UnsupportedError(f"{where}: {kind} {_OTHERWISE[kind]}; it does not convert")
     for key in _EXPERT_COUNTS:
         count = fields.get(key)
         if isinstance(count, int) and count > 1:
@@ -51,29 +59,3 @@ def refuse_unsupported(fields: dict[str, Any], *, where: str) -> None:
                 f"{where}: {kind} is a mixture of {count} experts, which layerpack does not "
                 "convert yet; use a dense model"
             )
-    for key in _OTHER_INPUTS:
-        if fields.get(key) is not None:
-            raise UnsupportedError(
-                f"{where}: {kind} is multimodal ({key}); only text models convert"
-            )
-
-
-def build_empty(config_dir: Path, *, where: str) -> Any:
-    """The model on the meta device. Any failure of transformers' becomes an UnsupportedError."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    try:
-        config = AutoConfig.from_pretrained(
-            config_dir, trust_remote_code=False, local_files_only=True
-        )
-        if hasattr(config, "quantization_config"):
-            del config.quantization_config
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(
-                config, trust_remote_code=False, dtype=torch.bfloat16
-            )
-    except Exception as reason:
-        lines = str(reason).strip().splitlines() or [type(reason).__name__]
-        raise UnsupportedError(
-            f"{where}: transformers cannot build a text model from it ({lines[0][:200]})"
-        ) from reason

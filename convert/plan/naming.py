@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+import fnmatch
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from layerpack.convert.plan.structure import Structure
 from layerpack.formats.errors import SourceError
 
 
-def match_names(structure: Structure, names: Iterable[str], *, where: str) -> dict[str, str]:
-    """Parameter name -> checkpoint name, for every parameter of the model.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Names:
+    """`found`: parameter name -> checkpoint name, for every parameter of the model.
+
+    `others` and `skipped` are the checkpoint's names of what is left out: as no part of the text
+    model, and because the user said so.
+    """
+
+    found: dict[str, str]
+    others: tuple[str, ...]
+    skipped: tuple[str, ...]
+
+
+def match_names(
+    structure: Structure, names: Iterable[str], *, skip: Sequence[str] = (), where: str
+) -> Names:
+    """Which tensor is which. `skip` are patterns, as in a shell, of tensors that may be left out.
 
     A checkpoint may use a model's older names, or lack the base model's prefix (`model.`).
     A stored copy of a tied lm_head is left out; any other tensor that the model has no place for is
@@ -33,13 +50,22 @@ def match_names(structure: Structure, names: Iterable[str], *, where: str) -> di
                 f"{where}: {structure.architecture} needs the tensor {parameter.name}, which is "
                 "not there; if the checkpoint is one of the base model alone, use the full one"
             )
-    for stored in homeless:
-        if not _may_be_ignored(stored, structure):
-            raise SourceError(
-                f"{where}: {structure.architecture} has no place for the tensor {stored}; "
-                "config.json and weights do not belong together"
-            )
-    return found
+    others = [n for n in homeless if structure.canonical_name(n) in structure.others]
+    left = [n for n in homeless if n not in others and not _may_be_ignored(n, structure)]
+    skipped = [n for n in left if any(fnmatch.fnmatchcase(n, pattern) for pattern in skip)]
+    if unknown := [name for name in left if name not in skipped]:
+        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+        raise SourceError(
+            f"{where}: {structure.architecture} has no place for the tensor {unknown[0]}{more}; "
+            "if the model's text does not need what config.json does not know of, leave it out "
+            f"with --skip '{_pattern(unknown[0])}'"
+        )
+    return Names(found=found, others=tuple(others), skipped=tuple(skipped))
+
+
+def _pattern(name: str) -> str:
+    """Of a tensor in a layer, the same in all of them."""
+    return re.sub(r"\.\d+\.", ".*.", name)
 
 
 def tied_copy(structure: Structure, names: Iterable[str]) -> str | None:

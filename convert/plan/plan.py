@@ -71,6 +71,7 @@ class ConversionPlan:
     """`blobs` in the order of use; `write_order` are indices into them, in that of the files.
 
     The layouts are those of the plain files; `compression` says what is done to them at the end.
+    `notes` are for the user, a line each.
     """
 
     structure: Structure
@@ -79,6 +80,7 @@ class ConversionPlan:
     blobs: tuple[BlobPlan, ...]
     write_order: tuple[int, ...]
     compression: Compression | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def pack_bytes(self) -> int:

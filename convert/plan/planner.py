@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from layerpack.convert.options import DEFAULT_BLOCK_SIZE, ConvertOptions
-from layerpack.convert.plan.naming import check_shapes, match_names, tied_copy
+from layerpack.convert.plan.naming import Names, check_shapes, match_names, tied_copy
 from layerpack.convert.plan.plan import Action, BlobPlan, ConversionPlan, Item
 from layerpack.convert.plan.storage import Storage
 from layerpack.convert.plan.structure import Parameter, Structure
@@ -52,10 +52,21 @@ def plan_conversion(
         quantization=planner.quantization(),
         blobs=blobs,
         write_order=tuple(sorted(range(len(blobs)), key=lambda place: (last[place], place))),
+        notes=(*storage.notes, *_left_out(structure, planner.names)),
         compression=None
         if options.zstd_level is None
         else Compression(level=options.zstd_level, library=zstd_library()),
     )
+
+
+def _left_out(structure: Structure, names: Names) -> Iterator[str]:
+    if structure.whole is not None:
+        yield (
+            f"the text model of {structure.whole} alone becomes the pack; {len(names.others)} "
+            "tensors of its other parts are left out"
+        )
+    if names.skipped:
+        yield f"{len(names.skipped)} tensors are left out for --skip: {names.skipped[0]} …"
 
 
 class _Planner:
@@ -69,7 +80,9 @@ class _Planner:
     ) -> None:
         self._structure, self._storage, self._tensors = structure, storage, tensors
         self._where = where
-        self._found = match_names(structure, tensors.keys() - storage.constants, where=where)
+        names = tensors.keys() - storage.constants
+        self.names = match_names(structure, names, skip=options.skip, where=where)
+        self._found = self.names.found
         self._tied_copy = tied_copy(structure, tensors)
         kept = [p for p in structure.parameters if self._found[p.name] + nf4.STATE in tensors]
         self._kept = {p.name: self._kept_spec(p) for p in kept}

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from layerpack.convert.plan.config import build_empty, read_config, refuse_unsupported
+from layerpack.convert.plan.text_model import build_text_model
 from layerpack.formats.errors import UnsupportedError
+from layerpack.libraries import transformers_api
 from layerpack.libraries.dtypes import SAFETENSORS_DTYPES
 
 
@@ -37,6 +38,8 @@ class Structure:
     `after` the other ones, lm_head's weight (`output`) first; a tied one is not among them.
     `canonical_name` translates older names in checkpoints to the model's own, as transformers does
     on loading; `ignored` are patterns of checkpoint tensors that transformers, too, leaves unread.
+    `others` are names of what a multimodal model, of the class `whole`, has beside its text model.
+    `config` is the model's config.json.
     `dtype` is F16 where the config says float16, else BF16: what 16-bit tensors are stored in.
     """
 
@@ -52,6 +55,9 @@ class Structure:
     after: tuple[Parameter, ...]
     canonical_name: Callable[[str], str]
     ignored: tuple[str, ...]
+    others: frozenset[str]
+    whole: str | None
+    config: dict[str, Any]
 
     @property
     def head(self) -> str:
@@ -69,16 +75,15 @@ class Structure:
 
 def find_structure(config_dir: Path) -> Structure:
     """The structure of the model that config.json describes. Raises UnsupportedError by name."""
-    fields = read_config(config_dir)
     where = str(config_dir / "config.json")
-    refuse_unsupported(fields, where=where)
-    model = build_empty(config_dir, where=where)
-    text = model.config.get_text_config()
-    if text is not model.config:
-        raise UnsupportedError(f"{where}: {_title(model)} is multimodal; only text models convert")
-    path, layers = _layers(model, text.num_hidden_layers, where)
+    text = build_text_model(config_dir)
+    model, fields = text.model, text.fields
+    if not transformers_api.takes_kv_cache(model):
+        raise UnsupportedError(f"{where}: {_title(model)} remembers in another way than a KV cache")
+    path, layers = _layers(model, getattr(model.config, "num_hidden_layers", 0), where)
+    # Subclasses compute something of their own, and transformers quantises none of them.
     linears = {
-        f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)
+        f"{name}.weight" for name, module in model.named_modules() if type(module) is nn.Linear
     }
     state = {
         name: Parameter(
@@ -108,31 +113,17 @@ def find_structure(config_dir: Path) -> Structure:
         before=before,
         layers=per_layer,
         after=after,
-        canonical_name=_renaming(model),
-        ignored=(r"rotary_emb\.inv_freq$", *(model._keys_to_ignore_on_load_unexpected or ())),
+        canonical_name=text.canonical_name,
+        ignored=(r"rotary_emb\.inv_freq$", *transformers_api.ignored_patterns(model)),
+        others=text.others,
+        whole=text.whole,
+        config=fields,
     )
 
 
 def _config_dtype(fields: dict[str, Any]) -> str:
     value = fields.get("dtype", fields.get("torch_dtype"))
     return value.removeprefix("torch.") if isinstance(value, str) else ""
-
-
-def _renaming(model: Any) -> Callable[[str], str]:
-    """transformers' table of renamed weights, by way of what it uses itself; without it, none."""
-    try:
-        from transformers.conversion_mapping import get_model_conversion_mapping
-        from transformers.core_model_loading import WeightRenaming
-    except ImportError:
-        return str
-    table = [t for t in get_model_conversion_mapping(model) if isinstance(t, WeightRenaming)]
-
-    def canonical_name(name: str) -> str:
-        for renaming in table:
-            name, _ = renaming.rename_source_key(name)
-        return name
-
-    return canonical_name
 
 
 def _title(model: Any) -> str:
@@ -188,7 +179,12 @@ def _refuse_by_layers(
                     f"({parameter.name}): fused experts or convolutions do not convert"
                 )
         if not any(parameter.linear for parameter in parameters):
-            raise UnsupportedError(f"{where}: {_title(model)} has layers without linear weights")
+            kinds = {type(m).__name__ for m in layers.modules() if isinstance(m, nn.Linear)}
+            which = f" but those of {', '.join(sorted(kinds))}" if kinds else ""
+            raise UnsupportedError(
+                f"{where}: {_title(model)} has layers without linear weights{which}, which "
+                "transformers does not quantise"
+            )
 
 
 def _around(

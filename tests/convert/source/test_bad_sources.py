@@ -128,7 +128,7 @@ DEFECTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "bare t5": (edit(model_type="t5"), "t5|cannot build"),
     "experts": (edit(model_type="mixtral", num_local_experts=8), "mixture of 8 experts"),
     "hidden experts": (edit(model_type="qwen3_moe"), "experts"),
-    "images": (edit(model_type="qwen2_vl", vision_config={}), "multimodal"),
+    "images": (edit(model_type="paligemma", vision_config={}), "multimodal"),
     "gpt2": (edit(model_type="gpt2"), "Conv1D"),
     "mamba": (edit(model_type="mamba"), "mamba|Mamba"),
     "gptq": (edit(**{QUANT: {"quant_method": "gptq", "bits": 4}}), "'gptq'"),

@@ -31,11 +31,12 @@ def quantised_reference(pack: Path, device: str = "cpu") -> Any:
         module.support_avx512bf16_for_cpu = False
         state = module.weight.quant_state
         if state.shape[1] % state.blocksize:
-            model.set_submodule(name, _dense(module))
+            model.set_submodule(name, dense_linear(module))
     return model
 
 
-def _dense(module: Any) -> nn.Linear:
+def dense_linear(module: Any) -> nn.Linear:
+    """The same of a Linear4bit, with the weight that its codes stand for."""
     from bitsandbytes import functional
 
     state = module.weight.quant_state
