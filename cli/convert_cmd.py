@@ -10,6 +10,7 @@ import click
 from layerpack.cli.progress import byte_bar
 from layerpack.convert.options import ConvertOptions
 from layerpack.formats.blob.nf4 import BLOCK_SIZES
+from layerpack.formats.text import printable
 from layerpack.formats.units import human_bytes
 
 if TYPE_CHECKING:
@@ -51,6 +52,12 @@ if TYPE_CHECKING:
     metavar="LEVEL",
     help="Compress the pack, without loss: 3 % on NF4, 30 % on 16-bit parts. 1 will do.",
 )
+@click.option(
+    "--skip",
+    multiple=True,
+    metavar="PATTERN",
+    help="Leave out tensors that the model has no place for, as 'model.mtp.*'; may be repeated.",
+)
 @click.option("--keep-source", is_flag=True, help="Keep downloads in the usual Hub cache.")
 def convert(
     source: str,
@@ -63,6 +70,7 @@ def convert(
     revision: str | None,
     keep_source: bool,
     zstd: int | None,
+    skip: tuple[str, ...],
 ) -> None:
     """Turn the checkpoint SOURCE into a pack at OUT.
 
@@ -81,6 +89,7 @@ def convert(
         revision=revision,
         keep_source=keep_source,
         zstd_level=zstd,
+        skip=skip,
     )
     start_s = time.monotonic()
     with byte_bar("convert") as progress:
@@ -107,6 +116,8 @@ def _announce(work: Remaining) -> None:
     if work.done_blobs:
         parts.insert(0, f"going on, {work.done_blobs} of {work.num_blobs} blobs are done")
     click.echo(f"{work.architecture}, {work.num_layers} layers: {', '.join(parts)}", err=True)
+    for note in work.notes:
+        click.echo(f"note: {printable(note)}", err=True)
     if work.fits_if_small:
         click.echo(
             "it fits only if compression makes it small enough; if the disk fills up, "

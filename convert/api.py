@@ -12,21 +12,19 @@ import torch
 from layerpack.convert.hub.download import existing_part, usual_cache
 from layerpack.convert.open_source import open_source
 from layerpack.convert.options import ConvertOptions
-from layerpack.convert.output.checkpoint_files import config_json, index_json
 from layerpack.convert.output.destination import Destination
 from layerpack.convert.output.journal import Journal, Progress
 from layerpack.convert.output.outline import outline_of
 from layerpack.convert.output.remaining import Remaining, find_remaining
 from layerpack.convert.output.resume import find_done, producer, run_fingerprint
+from layerpack.convert.output.small_files import SmallFiles, small_files
 from layerpack.convert.pipeline.pipeline import run_pipeline
 from layerpack.convert.plan.config import read_config
 from layerpack.convert.plan.plan import ConversionPlan
 from layerpack.convert.plan.planner import plan_conversion
 from layerpack.convert.plan.storage import find_storage
 from layerpack.convert.plan.structure import find_structure
-from layerpack.convert.source.index import INDEX_NAME
 from layerpack.convert.source.protocol import Source
-from layerpack.convert.source.small_files import CONFIG_NAME, copied_files
 from layerpack.formats.digest import bytes_digest
 from layerpack.formats.disk import is_full
 from layerpack.formats.errors import CapacityError, TargetError
@@ -72,7 +70,11 @@ def convert(
             )
             keeps = options.keep_source and opened.kind == "hub"
             cache = existing_part(usual_cache()) if keeps else None
-            work = find_remaining(plan, opened, destination, done, cache=cache)
+            small = small_files(plan, opened.config_dir, scratch=destination.partial)
+            work = replace(
+                find_remaining(plan, opened, destination, done, cache=cache),
+                notes=(*plan.notes, *small.notes),
+            )
             if announce is not None:
                 announce(work)
             destination.check_space(
@@ -83,7 +85,7 @@ def convert(
             with Journal(destination.journal, run, done) as journal:
                 destination.sync_names()
                 _write_blobs(plan, work, opened, destination, journal, device, progress)
-            files = _write_small_files(plan, opened, destination)
+            files = _write_small_files(small, destination)
             manifest = make_manifest(plan, done, opened, files)
             destination.write_file(pack.MANIFEST_NAME, dump_manifest(manifest))
             destination.commit(force=options.force)
@@ -193,17 +195,13 @@ def _write_blobs(
     )
 
 
-def _write_small_files(
-    plan: ConversionPlan, source: Source, destination: Destination
-) -> list[pack.FileEntry]:
-    """Config, index and what is copied from the source; what the manifest is to say of them."""
-    config = config_json(plan)
-    written = [(CONFIG_NAME, config), (INDEX_NAME, index_json(plan))]
-    files = []
-    for name, data in (*copied_files(source.config_dir), *written):
+def _write_small_files(small: SmallFiles, destination: Destination) -> list[pack.FileEntry]:
+    """Write them; what the manifest is to say of them."""
+    entries = []
+    for name, data in sorted(small.files.items()):
         destination.write_file(name, data)
-        files.append(pack.FileEntry(name=name, file_bytes=len(data), digest=bytes_digest(data)))
-    return sorted(files, key=lambda file: file.name)
+        entries.append(pack.FileEntry(name=name, file_bytes=len(data), digest=bytes_digest(data)))
+    return entries
 
 
 def _missing_bytes(plan: ConversionPlan, destination: Destination) -> int:

@@ -13,6 +13,7 @@ from layerpack.convert.api import make_manifest, plan_source
 from layerpack.convert.open_source import open_source
 from layerpack.convert.options import ConvertOptions
 from layerpack.convert.output.journal import BlobRecord, Progress
+from layerpack.convert.output.small_files import small_files
 from layerpack.convert.plan.plan import BlobPlan
 from layerpack.formats.blob.layout import Nf4Spec
 from layerpack.formats.blob.nf4 import Nf4State
@@ -25,12 +26,13 @@ class Forecast:
 
     They decide how far zstd gets, too: this is the plain pack, and a compressed one at most as big.
     `download_bytes` are to come from the Hub, what its cache holds left out; `scratch_bytes` is
-    the room needed beside the pack while converting.
+    the room needed beside the pack while converting; `notes` what to know before, a line each.
     """
 
     manifest: Manifest
     download_bytes: int
     scratch_bytes: int
+    notes: tuple[str, ...]
 
     @property
     def source_bytes(self) -> int:
@@ -63,7 +65,9 @@ def forecast(source: str, options: ConvertOptions | None = None) -> Forecast:
             blobs={blob.file: _expected(blob) for blob in plan.blobs},
             source_digests={file.name: "" for file in opened.files},
         )
+        small = small_files(plan, opened.config_dir, scratch=Path(scratch))
         return Forecast(
+            notes=(*plan.notes, *small.notes),
             manifest=make_manifest(plan, expected, opened, files=()),
             download_bytes=opened.download_bytes,
             scratch_bytes=opened.scratch_bytes,

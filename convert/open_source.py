@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from layerpack.convert.options import ConvertOptions
 from layerpack.convert.source.directory import DirectorySource
@@ -10,33 +12,92 @@ from layerpack.convert.source.protocol import Source
 from layerpack.formats.errors import SourceError
 from layerpack.formats.text import is_repo_id
 
+_CACHED = re.compile(r"models--(.+)")
+_GGUF = ".gguf"
+
 
 def open_source(name: str, options: ConvertOptions, *, scratch: Path) -> Source:
     """The checkpoint called `name`: a directory or a GGUF file that exists, else a Hub repo.
 
-    Headers are read and checked, weights are not. `scratch` is a directory, made when needed, for
-    downloads. Raises SourceError.
+    A directory may hold a GGUF file alone, or be one of the Hub's cache; a repository may be named
+    by its address. Headers are read and checked, weights are not. `scratch` is a directory, made
+    when needed, for downloads. Raises SourceError.
     """
     path = Path(name).expanduser()
     if path.is_dir():
+        if (path / "snapshots").is_dir() and _CACHED.fullmatch(path.resolve().name):
+            return _open_directory(_snapshot(path, options.revision))
         _refuse_revision(name, options)
-        return DirectorySource(path)
-    if path.exists() or name.endswith(".gguf"):
+        return _open_directory(path)
+    if path.exists() or (name.endswith(_GGUF) and "://" not in name):
         _refuse_revision(name, options)
         return _open_file(path)
-    if not is_repo_id(name):
-        raise SourceError(f"{name}: no such directory, and not the name of a Hub repository")
+    repo, revision = _repository(name)
+    if revision is not None and options.revision not in (None, revision):
+        raise SourceError(
+            f"{name}: names {revision}, and --revision {options.revision}; choose one"
+        )
     from layerpack.convert.hub.source import HubSource
 
     return HubSource.open(
-        name, revision=options.revision, scratch=scratch, keep_source=options.keep_source
+        repo,
+        revision=options.revision or revision,
+        scratch=scratch,
+        keep_source=options.keep_source,
     )
+
+
+def _repository(name: str) -> tuple[str, str | None]:
+    """(owner/name, revision or None) of a repository's name or address. Raises SourceError."""
+    if is_repo_id(name):
+        return name, None
+    address = urlsplit(name)
+    if address.scheme in ("http", "https"):
+        # …/owner/name, and behind it tree, blob or resolve, a revision, and a file
+        parts = [unquote(part) for part in address.path.split("/") if part]
+        repo, kind, revision = "/".join(parts[:2]), parts[2:3], parts[3:4]
+        if is_repo_id(repo) and len(parts) >= 2 and kind in ([], ["tree"], ["blob"], ["resolve"]):
+            return repo, revision[0] if revision else None
+        raise SourceError(f"{name}: not the address of a model on a Hub; give it as owner/name")
+    raise SourceError(f"{name}: no such directory, and not the name of a Hub repository")
+
+
+def _snapshot(cached: Path, revision: str | None) -> Path:
+    """The files of one commit in a repository's folder of the Hub's cache. Raises SourceError."""
+    ref = cached / "refs" / (revision or "main")
+    commits = sorted(path.name for path in (cached / "snapshots").iterdir() if path.is_dir())
+    commit = ref.read_text().strip() if ref.is_file() else revision
+    if commit is None and len(commits) == 1:
+        commit = commits[0]
+    if commit not in commits:
+        known = ", ".join(commits) or "none"
+        raise SourceError(
+            f"{cached}: has no snapshot of {revision or 'main'}; its commits are {known}: name one "
+            "with --revision"
+        )
+    return cached / "snapshots" / commit
+
+
+def _open_directory(path: Path) -> Source:
+    try:
+        names = sorted(entry.name for entry in path.iterdir())
+    except OSError as reason:
+        raise SourceError(f"{path}: cannot be read ({reason.strerror})") from reason
+    found = [name for name in names if name.endswith(_GGUF)]
+    if not found or any(name.endswith(".safetensors") for name in names):
+        return DirectorySource(path)
+    from layerpack.convert.gguf.parts import first_parts
+
+    models = first_parts(found)
+    if len(models) > 1:
+        raise SourceError(f"{path}: holds {len(models)} GGUF models; name one: {', '.join(models)}")
+    return _open_file(path / models[0])
 
 
 def _open_file(path: Path) -> Source:
     if not path.is_file():
         raise SourceError(f"{path}: no such file")
-    if path.suffix != ".gguf":
+    if path.suffix != _GGUF:
         raise SourceError(
             f"{path}: a file, but not a GGUF one; name the directory of a checkpoint, a GGUF file "
             "or a Hub repository"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from layerpack.formats import lfs
 from layerpack.formats.blob.header import TensorEntry, parse_header, read_header
 from layerpack.formats.errors import PackError
 from layerpack.formats.frames.coding import FrameDecoder
@@ -71,6 +72,8 @@ class Pack:
                 "restore it or convert again"
             ) from reason
         if found_bytes != blob.file_bytes:
+            if lfs.is_pointer_file(path):
+                raise PackError(f"{path}: {lfs.REMEDY}")
             raise PackError(
                 f"{path} has {found_bytes} of {blob.file_bytes} bytes; restore it or convert again"
             )

@@ -39,6 +39,12 @@ def config_of_type(model_type: str, fields: dict[str, Any]) -> Any:
     return quiet().CONFIG_MAPPING[model_type].from_dict(fields)
 
 
+def default_fields(model_type: str) -> dict[str, Any]:
+    """The fields of a type's config, with its own values."""
+    fields: dict[str, Any] = quiet().CONFIG_MAPPING[model_type]().to_dict()
+    return fields
+
+
 def empty_model(
     config: Any, *, dtype: torch.dtype, attention: str | None = None, multimodal: bool = False
 ) -> Any:
@@ -139,6 +145,18 @@ def swap_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
     for name, module in list(model.named_modules(remove_duplicate=False)):
         if module is old:
             model.set_submodule(name, new)
+
+
+def generation_config_problem(raw: bytes) -> str | None:
+    """Why transformers cannot use a generation_config.json of these bytes; None if it can."""
+    try:
+        fields = json.loads(raw)
+        if not isinstance(fields, dict):
+            return "it is not a JSON object"
+        quiet().GenerationConfig.from_dict(fields)
+    except Exception as reason:
+        return f"it is not usable ({str(reason).splitlines()[0][:200]})"
+    return None
 
 
 def load_tokenizer(path: Path) -> Any:

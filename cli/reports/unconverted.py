@@ -99,6 +99,8 @@ def forecast_lines(
         f"  {human_seconds(disk_s)} for {human_bytes(found.disk_bytes)} at the disk, "
         f"{how['disk_gb_s']:g} GB/s (--disk); quantising is not counted"
     )
+    for note in found.notes:
+        yield printable(f"note: {note}")
 
 
 def forecast_document(
@@ -111,6 +113,7 @@ def forecast_document(
     return {
         "kind": "source",
         "path": source,
+        "notes": found.notes,
         **pack_document(found.manifest, **how),
         "conversion": {
             "download_bytes": found.download_bytes,

@@ -1,4 +1,4 @@
-"""A GGUF file as a checkpoint: dequantised one tensor at a time, named as transformers names it.
+"""A GGUF model as a checkpoint: dequantised one tensor at a time, named as transformers names it.
 
 Which tensor is which, and how llama.cpp's converter reordered it, is transformers' knowledge: its
 name map and tensor processors are used, so the weights are what `from_pretrained(gguf_file=…)`
@@ -18,16 +18,21 @@ import numpy as np
 import torch
 
 from layerpack.convert.gguf.config import write_config_dir
-from layerpack.convert.gguf.once import each_thing_once
+from layerpack.convert.gguf.parts import all_parts
+from layerpack.convert.gguf.rope import POSITION_TENSORS
 from layerpack.convert.source.protocol import SourceTensor, local_facts, path_id, real_path
 from layerpack.convert.source.reading import WeightFile, weights_digest
+from layerpack.formats import lfs
 from layerpack.formats.errors import LayerpackError, SourceError, UnsupportedError
 from layerpack.formats.text import without_path
 from layerpack.formats.units import num_elements
+from layerpack.libraries import gguf_api
 
 _ROW_WISE = ("token_embd.weight", "output.weight")
 """The largest tensors, and ones whose rows no processor moves: they may be read in pieces."""
 _PIECE_ELEMENTS = 1 << 25
+_MANY = 1000
+_ROTARY = ".attn_rot_embd"  # frequencies as files of 2023 had them: the config's own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +40,7 @@ class _Stored:
     """Where a tensor lies in the file. `shape` is numpy's: rows first, in bytes if quantised."""
 
     gguf_name: str
+    file: str
     kind: Any
     offset_bytes: int
     dtype: np.dtype[Any]
@@ -42,7 +48,7 @@ class _Stored:
 
 
 class GgufSource:
-    """A Source over one GGUF file. Needs the extra `gguf`."""
+    """A Source over the files of one GGUF model. Needs the extra `gguf`."""
 
     kind = "gguf"
     revision: str | None = None
@@ -52,17 +58,23 @@ class GgufSource:
 
     @classmethod
     def open(cls, path: Path) -> GgufSource:
-        """Reads metadata and names, no weight. Raises SourceError or UnsupportedError."""
+        """Reads metadata and names, no weight. `path` is the file, or any part of a split one.
+
+        Raises SourceError or UnsupportedError.
+        """
         try:
             import gguf
         except ImportError:
             raise SourceError(
                 f"{path}: reading GGUF needs the package gguf; pip install layerpack[gguf]"
             ) from None
+        parts = all_parts(path)
+        for part in parts:
+            _refuse_pointer(part)
         directory = tempfile.TemporaryDirectory(prefix="layerpack-gguf-")
         try:
-            with each_thing_once(gguf):
-                return cls(path, directory, gguf)
+            with gguf_api.each_thing_once(gguf):
+                return cls(path, parts, directory, gguf)
         except LayerpackError:
             directory.cleanup()
             raise
@@ -74,32 +86,47 @@ class GgufSource:
                 f"{path}: cannot be read as a GGUF checkpoint ({text[0][:200]})"
             ) from reason
 
-    def __init__(self, path: Path, directory: tempfile.TemporaryDirectory[str], gguf: Any) -> None:
-        self.id, self.place = path_id(path), real_path(path)
-        self._path, self._directory, self._gguf = path, directory, gguf
-        self._file_name = path_id(Path(path.name))
-        reader = gguf.GGUFReader(path)
-        _refuse(reader, path)
+    def __init__(
+        self,
+        path: Path,
+        parts: list[Path],
+        directory: tempfile.TemporaryDirectory[str],
+        gguf: Any,
+    ) -> None:
+        self.id, self.place = path_id(path), real_path(parts[0])
+        self._directory, self._gguf = directory, gguf
+        self._paths = {path_id(Path(part.name)): part for part in parts}
+        readers = {file: gguf.GGUFReader(part) for file, part in self._paths.items()}
+        first = next(iter(readers.values()))
+        tensors = {tensor.name: tensor.data for r in readers.values() for tensor in r.tensors}
+        # The vocabulary's arrays are transformers' to read: it takes seconds.
+        metadata = {
+            key: field.contents() for key, field in first.fields.items() if len(field.data) < _MANY
+        }
         self.config_dir = Path(directory.name)
-        model, parameters = write_config_dir(path, self.config_dir)
-        self._processor, names = _name_map(reader, model, parameters)
+        model, fields = write_config_dir(parts[0], metadata, tensors, self.config_dir)
+        self._processor = gguf_api.tensor_processor(metadata["general.architecture"], fields)
+        names = gguf_api.tensor_names(model, self._processor)
         shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
         self._stored: dict[str, _Stored] = {}
         self.tensors: dict[str, SourceTensor] = {}
-        for tensor in reader.tensors:
-            # What has no name here, such as rotary tables, transformers leaves unread, too.
-            name = names.get(tensor.name, "")
-            if name in shapes:
-                self._add(name, tensor, shapes[name])
-        self.files = (local_facts(self._file_name, path),)
-        self._file = WeightFile(path)
+        for file, reader in readers.items():
+            for tensor in reader.tensors:
+                name = names.get(tensor.name, "")
+                if name in shapes:
+                    self._add(file, name, tensor, shapes[name])
+                elif tensor.name not in POSITION_TENSORS and not tensor.name.endswith(_ROTARY):
+                    # For the plan to refuse by its name, as there is no place for it.
+                    self._list(file, tensor.name, tensor, tuple(tensor.data.shape))
+        self.files = tuple(local_facts(file, part) for file, part in self._paths.items())
+        self._files = {file: WeightFile(part) for file, part in self._paths.items()}
 
     def fetch(self, file: str, report: Callable[[int], None]) -> None:
         """Nothing to wait for: the file is here."""
 
     def digest(self, file: str, check: Callable[[], None] = lambda: None) -> str:
         """xxh3_128 of the whole file; as a side effect the file enters the page cache."""
-        return weights_digest(self._path, check)
+        return weights_digest(self._paths[file], check)
 
     def read(
         self, name: str, rows: tuple[int, int] | None = None, *, pin: bool = False
@@ -129,7 +156,7 @@ class GgufSource:
 
     def release(self, file: str) -> None:
         """Close the file."""
-        self._file.close()
+        self._files[file].close()
 
     def __enter__(self) -> GgufSource:
         return self
@@ -140,28 +167,34 @@ class GgufSource:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._file.close()
+        for opened in self._files.values():
+            opened.close()
         self._directory.cleanup()
 
-    def _add(self, name: str, tensor: Any, shape: tuple[int, ...]) -> None:
+    def _add(self, file: str, name: str, tensor: Any, shape: tuple[int, ...]) -> None:
         if int(tensor.n_elements) != num_elements(shape):
             raise SourceError(
-                f"{self._path}: {tensor.name} has {int(tensor.n_elements)} elements where {name} "
-                f"needs {num_elements(shape)}; the file is damaged or of a kind not supported"
+                f"{self._paths[file]}: {tensor.name} has {int(tensor.n_elements)} elements where "
+                f"{name} needs {num_elements(shape)}; the file is damaged or of a kind not "
+                "supported"
             )
         self._check_kind(tensor)
         self._stored[name] = _Stored(
             gguf_name=tensor.name,
+            file=file,
             kind=tensor.tensor_type,
             offset_bytes=int(tensor.data_offset),
             dtype=tensor.data.dtype,
             shape=tuple(map(int, tensor.data.shape)),
         )
+        self._list(file, name, tensor, shape)
+
+    def _list(self, file: str, name: str, tensor: Any, shape: tuple[int, ...]) -> None:
         self.tensors[name] = SourceTensor(
             name=name,
             dtype="BF16",
             shape=shape,
-            file=self._file_name,
+            file=file,
             offset_bytes=int(tensor.data_offset),
             length_bytes=int(tensor.n_bytes),
             whole_only=tensor.name not in _ROW_WISE,
@@ -175,14 +208,14 @@ class GgufSource:
             self._gguf.dequantize(probe, tensor.tensor_type)
         except NotImplementedError:
             raise UnsupportedError(
-                f"{self._path}: tensor {tensor.name} is {tensor.tensor_type.name}, which the gguf "
+                f"{self.id}: tensor {tensor.name} is {tensor.tensor_type.name}, which the gguf "
                 "package cannot dequantise; use another quantisation"
             ) from None
 
     def _check_shape(self, name: str, tensor: torch.Tensor) -> None:
         if tuple(tensor.shape) != self.tensors[name].shape:
             raise UnsupportedError(
-                f"{self._path}: {name} comes out with the shape {list(tensor.shape)} where "
+                f"{self.id}: {name} comes out with the shape {list(tensor.shape)} where "
                 f"{list(self.tensors[name].shape)} is wanted"
             )
 
@@ -191,32 +224,18 @@ class GgufSource:
         row_bytes = num_elements(stored.shape[1:]) * stored.dtype.itemsize
         raw = memoryview(bytearray((end - first) * row_bytes))
         offset_bytes = stored.offset_bytes + first * row_bytes
-        self._file.read_into(raw, offset_bytes, what=f"the tensor {stored.gguf_name}")
+        self._files[stored.file].read_into(raw, offset_bytes, what=f"the tensor {stored.gguf_name}")
         data = np.frombuffer(raw, stored.dtype).reshape(end - first, *stored.shape[1:])
         values: np.ndarray[Any, Any] = self._gguf.dequantize(data, stored.kind)
         return values
 
 
-def _name_map(reader: Any, model: Any, parameters: dict[str, Any]) -> tuple[Any, dict[str, str]]:
-    from transformers.modeling_gguf_pytorch_utils import (
-        TENSOR_PROCESSORS,
-        TensorProcessor,
-        get_gguf_hf_weights_map,
-        read_field,
-    )
-
-    (architecture,) = read_field(reader, "general.architecture")
-    processor = TENSOR_PROCESSORS.get(architecture, TensorProcessor)(config=parameters["config"])
-    return processor, get_gguf_hf_weights_map(model, processor)
-
-
-def _refuse(reader: Any, path: Path) -> None:
-    field = reader.fields.get("split.count")
-    if field is not None and int(field.contents()) > 1:
-        raise UnsupportedError(
-            f"{path}: one of {int(field.contents())} parts of a split GGUF file; "
-            "join them first with llama-gguf-split --merge"
-        )
+def _refuse_pointer(path: Path) -> None:
+    try:
+        if lfs.is_pointer_file(path):
+            raise SourceError(f"{path}: {lfs.REMEDY}")
+    except OSError as reason:
+        raise SourceError(f"{path}: cannot be read ({reason.strerror})") from reason
 
 
 def _bfloat16(values: np.ndarray[Any, Any]) -> torch.Tensor:

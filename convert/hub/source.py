@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
@@ -21,10 +22,10 @@ from layerpack.convert.hub.download import (
     examine,
     name_commit_in_cache,
 )
-from layerpack.convert.source.index import INDEX_NAME, check_complete, weight_map, which_weights
-from layerpack.convert.source.protocol import SourceFileFacts, SourceTensor
-from layerpack.convert.source.shard import Shard
-from layerpack.convert.source.small_files import CONFIG_NAME, is_copied
+from layerpack.convert.source.index import ADAPTER_NAME, INDEX_NAME, merge_tensors, which_weights
+from layerpack.convert.source.protocol import SourceFileFacts
+from layerpack.convert.source.shard import Shard, source_tensor
+from layerpack.convert.source.small_files import CONFIG_NAME, QUANTISATION_NAMES, is_copied
 from layerpack.formats.blob.header import TensorEntry, read_header
 from layerpack.formats.errors import HubError, SourceError
 
@@ -62,15 +63,12 @@ class HubSource:
         self._scratch = scratch.resolve()  # as huggingface_hub tells where a download is
         self._opened: dict[str, Shard] = {}
         self._digests: dict[str, str] = {}
-        if CONFIG_NAME not in listing.files:
+        if CONFIG_NAME not in listing.files and ADAPTER_NAME not in listing.files:
             raise HubError(f"{self.id}: no {CONFIG_NAME} in it, so not a Hugging Face checkpoint")
-        chosen = which_weights(listing.files, where=self.id)
         self._fetch_small_files()
-        mapped: dict[str, str] = {}
-        if chosen == INDEX_NAME:
-            raw = (self.config_dir / INDEX_NAME).read_bytes()
-            mapped = weight_map(raw, where=f"{self.id}: {INDEX_NAME}")
-        self._shards = sorted(set(mapped.values())) or [chosen]
+        index = self.config_dir / INDEX_NAME
+        weights = which_weights(listing.files, index.read_bytes, where=self.id)
+        self._shards = list(weights.files)
         for name in self._shards:
             if name not in listing.files:
                 why = (
@@ -80,9 +78,10 @@ class HubSource:
                 )
                 raise HubError(f"{self.id}: {name} is named in {INDEX_NAME} but {why}")
         self._headers = self._read_headers()
-        self.tensors = self._all_tensors()
-        present = {name: tensor.file for name, tensor in self.tensors.items()}
-        check_complete(mapped, present, where=f"{self.id}: {INDEX_NAME}")
+        found = {
+            file: map(partial(source_tensor, file), self._headers[file]) for file in self._shards
+        }
+        self.tensors = merge_tensors(found, weights.mapped, where=self.id)
         self.files = tuple(
             SourceFileFacts(
                 name=file.name,
@@ -161,7 +160,8 @@ class HubSource:
             if path.is_file() and path.name not in self._listing.files:
                 path.unlink()
         for name, remote in self._listing.files.items():
-            if name not in (CONFIG_NAME, INDEX_NAME) and not is_copied(name):
+            wanted = name in (CONFIG_NAME, INDEX_NAME, *QUANTISATION_NAMES)
+            if not wanted and not is_copied(name):
                 continue
             if remote.cached is None and not self._keep_source:
                 download(self._listing, remote, self.config_dir)
@@ -181,25 +181,6 @@ class HubSource:
 
         with ThreadPoolExecutor(_HEADER_THREADS, "headers") as pool:
             return dict(zip(self._shards, pool.map(read, self._shards), strict=True))
-
-    def _all_tensors(self) -> dict[str, SourceTensor]:
-        tensors: dict[str, SourceTensor] = {}
-        for file, entries in self._headers.items():
-            for entry in entries:
-                if entry.name in tensors:
-                    raise HubError(
-                        f"{self.id}: {file}: tensor {entry.name} is also in "
-                        f"{tensors[entry.name].file}"
-                    )
-                tensors[entry.name] = SourceTensor(
-                    name=entry.name,
-                    dtype=entry.dtype,
-                    shape=entry.shape,
-                    file=file,
-                    offset_bytes=entry.offset_bytes,
-                    length_bytes=entry.length_bytes,
-                )
-        return tensors
 
 
 def _delete(path: Path) -> None:

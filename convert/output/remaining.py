@@ -25,7 +25,7 @@ class Remaining:
     `pack_bytes` is the most that the rest of the pack takes, and `least_pack_bytes` the least: the
     same, unless it is compressed, as only the weights themselves tell how far that goes.
     `fetched_bytes` are those of the source files still to be gone through, `download_bytes` those
-    of them that are not on this machine.
+    of them that are not on this machine. `notes` are for the user, a line each.
     """
 
     architecture: str
@@ -39,6 +39,7 @@ class Remaining:
     scratch_bytes: int
     kept_bytes: int
     free_bytes: int
+    notes: tuple[str, ...] = ()
 
     @property
     def fits_if_small(self) -> bool:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 
 from layerpack.convert.nf4.blocks import BlockEncoder
-from layerpack.convert.nf4.quantize import check_absmax
 from layerpack.convert.pipeline.weights import Cut, WeightReader, all_finite, raw_bytes
 from layerpack.convert.plan.plan import Action, Item
 from layerpack.convert.plan.storage import Storage
@@ -68,16 +67,26 @@ class PieceMaker:
         absmax = None
         if item.action is Action.QUANTISE:
             codes, absmax = self._encoder.encode(tensor.reshape(-1))
-            check_absmax(absmax, name=item.spec.name)
-            data = raw_bytes(codes)
-        elif all_finite(tensor):
-            data = raw_bytes(tensor)
+            data, is_finite = raw_bytes(codes), all_finite(absmax)
         else:
-            raise SourceError(
-                f"tensor {item.source} has values that are not finite in {item.dtype}; "
-                "the checkpoint cannot be converted"
-            )
+            data, is_finite = raw_bytes(tensor), all_finite(tensor)
+        if not is_finite:
+            raise self._not_finite(cut)
         return Piece(name=item.spec.name, data=data, absmax=absmax)
+
+    def _not_finite(self, cut: Cut) -> SourceError:
+        """The checkpoint's fault, or of a type that its own values do not fit into."""
+        item, exact = cut.item, self._weights.read(cut, dtype=torch.float64)
+        if all_finite(exact):
+            return SourceError(
+                f"tensor {item.source} has values up to {exact.abs().max().item():.3g}, beyond "
+                f"{item.dtype}, which config.json says that the model is in; set dtype to bfloat16 "
+                "there, whose values go further"
+            )
+        return SourceError(
+            f"tensor {item.source} holds NaN or infinite values, which cannot be converted; "
+            "the checkpoint is damaged: download it again or mend it"
+        )
 
     def _check_same(self, cut: Cut, copy: str, tensor: torch.Tensor) -> None:
         """transformers does not tie two weights that differ, whatever config.json says."""

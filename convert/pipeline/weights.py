@@ -88,13 +88,18 @@ class WeightReader:
                 is_last=end == count,
             )
 
-    def read(self, cut: Cut, *, name: str | None = None) -> torch.Tensor:
-        """A piece in the model's dtype, or the same of the tensor `name`. Raises SourceError."""
+    def read(
+        self, cut: Cut, *, name: str | None = None, dtype: torch.dtype | None = None
+    ) -> torch.Tensor:
+        """A piece in `dtype` (None: the model's), or the same of the tensor `name`.
+
+        Raises SourceError.
+        """
         name = name or cut.item.source
         tensor = self._source.read(name, cut.rows, pin=self._pin)
         if (scale := self._storage.scales.get(name)) is not None:
             tensor = tensor.float() * self._factors(scale, cut, tensor)
-        return tensor.to(TORCH_DTYPES[cut.item.dtype])
+        return tensor.to(dtype or TORCH_DTYPES[cut.item.dtype])
 
     def _factors(self, scale: Scale, cut: Cut, weight: torch.Tensor) -> torch.Tensor:
         """What the rows of a piece are multiplied with: float32, (rows or 1, columns or 1)."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from layerpack.convert.source.protocol import SourceTensor
+from layerpack.convert.source.small_files import QUANTISATION_NAMES
 from layerpack.formats.blob import nf4
 from layerpack.formats.errors import SourceError, UnsupportedError
 from layerpack.formats.jsontext import parse_json
@@ -38,12 +39,7 @@ _EVIDENCE = {
     r"\.scales$": "MLX",
 }
 """What a checkpoint's tensors are called where they are quantised in a way that is not read."""
-_FURTHER_FILES = {
-    "hf_quant_config.json": "modelopt",
-    "quantize_config.json": "gptq",
-    "quant_config.json": "awq",
-}
-"""Where some methods state what they did, if not in config.json."""
+_METHODS = dict(zip(QUANTISATION_NAMES, ("modelopt", "gptq", "awq"), strict=True))
 _FACTS = "config.json or a file beside it says that the weights are quantised with"
 
 
@@ -129,7 +125,7 @@ def _stated(config: Mapping[str, Any], config_dir: Path, where: str) -> Mapping[
             raise UnsupportedError(f"{where}: {key} is not an object")
         # MLX writes its facts, without a name, under two keys.
         return {"quant_method": "mlx", **fields} if "quantization" in config else fields
-    for name, method in _FURTHER_FILES.items():
+    for name, method in _METHODS.items():
         try:
             fields = parse_json((config_dir / name).read_bytes())
         except OSError:

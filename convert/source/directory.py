@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
 import torch
 
-from layerpack.convert.source.index import INDEX_NAME, check_complete, weight_map, which_weights
+from layerpack.convert.source.index import ADAPTER_NAME, INDEX_NAME, merge_tensors, which_weights
 from layerpack.convert.source.protocol import SourceTensor, local_facts, path_id, real_path
 from layerpack.convert.source.reading import weights_digest
-from layerpack.convert.source.shard import Shard, source_tensors
+from layerpack.convert.source.shard import Shard, source_tensor
 from layerpack.formats.errors import SourceError
 from layerpack.formats.frames.table import FRAMES_SUFFIX
 
@@ -34,6 +35,8 @@ class DirectorySource:
         if not path.is_dir():
             raise SourceError(f"{path}: no such directory")
         if not (path / "config.json").is_file():
+            if (path / ADAPTER_NAME).is_file():
+                which_weights([ADAPTER_NAME], bytes, where=str(path))
             raise SourceError(f"{path}: no config.json in it, so not a Hugging Face checkpoint")
         self.id, self.place = path_id(path), real_path(path)
         self.config_dir = path
@@ -79,14 +82,9 @@ class DirectorySource:
             names = {entry.name for entry in path.iterdir()}
         except OSError as reason:
             raise SourceError(f"{path}: cannot be read ({reason.strerror})") from reason
-        chosen = which_weights(names, where=str(path))
-        mapped: dict[str, str] = {}
-        files = [chosen]
-        index = path / INDEX_NAME
-        if chosen == INDEX_NAME:
-            mapped = weight_map(_read(index), where=str(index))
-            files = sorted(set(mapped.values()))
-        for file in files:
+        weights = which_weights(names, lambda: _read(path / INDEX_NAME), where=str(path))
+        found: dict[str, Iterable[SourceTensor]] = {}
+        for file in weights.files:
             if file + FRAMES_SUFFIX in names:
                 raise SourceError(
                     f"{path}: a compressed pack; expand it with `layerpack unpack`, and convert "
@@ -96,14 +94,8 @@ class DirectorySource:
                 raise SourceError(f"{path / file}: named in {INDEX_NAME} but missing")
             listed = path_id(Path(file))
             shard = self._shards[listed] = Shard(path / file)
-            for name, tensor in source_tensors(listed, shard).items():
-                if name in self.tensors:
-                    raise SourceError(
-                        f"{path / file}: tensor {name} is also in {self.tensors[name].file}"
-                    )
-                self.tensors[name] = tensor
-        present = {name: tensor.file for name, tensor in self.tensors.items()}
-        check_complete(mapped, present, where=str(index))
+            found[listed] = map(partial(source_tensor, listed), shard.entries.values())
+        self.tensors = merge_tensors(found, weights.mapped, where=str(path))
 
     def _close(self) -> None:
         for shard in self._shards.values():

@@ -46,16 +46,13 @@ class Shard:
         self._file.close()
 
 
-def source_tensors(file: str, shard: Shard) -> dict[str, SourceTensor]:
-    """What a shard holds, under the name `file`, as a Source tells it."""
-    return {
-        entry.name: SourceTensor(
-            name=entry.name,
-            dtype=entry.dtype,
-            shape=entry.shape,
-            file=file,
-            offset_bytes=entry.offset_bytes,
-            length_bytes=entry.length_bytes,
-        )
-        for entry in shard.entries.values()
-    }
+def source_tensor(file: str, entry: TensorEntry) -> SourceTensor:
+    """What the header of a shard, listed as `file`, says of one tensor, as a Source tells it."""
+    return SourceTensor(
+        name=entry.name,
+        dtype=entry.dtype,
+        shape=entry.shape,
+        file=file,
+        offset_bytes=entry.offset_bytes,
+        length_bytes=entry.length_bytes,
+    )

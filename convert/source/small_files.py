@@ -13,6 +13,7 @@ _COPIED = (
     "tokenizer*.json",
     "tokenizer*.model",
     "*.tiktoken",
+    "tekken.json",
     "spiece.model",
     "sentencepiece*.model",
     "vocab.json",
@@ -27,6 +28,8 @@ _COPIED = (
     "NOTICE*",
     "USE_POLICY*",
 )
+QUANTISATION_NAMES = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
+"""Where modelopt, GPTQ and AWQ state what they did, if not in config.json. Not copied."""
 _MAX_COPIED_BYTES = 256 << 20
 
 

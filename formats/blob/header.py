@@ -16,6 +16,7 @@ from typing import Any
 
 from layerpack.formats.errors import LayerpackError, PackError
 from layerpack.formats.jsontext import parse_json
+from layerpack.formats.lfs import REMEDY, is_pointer
 from layerpack.formats.units import DTYPE_BYTES, PAGE_BYTES, align_up, num_elements
 
 MAX_HEADER_BYTES = 100_000_000
@@ -140,6 +141,8 @@ def _header_length(
 ) -> int:
     if len(first) < 8 or file_bytes < 10:
         raise error(f"{where}: {file_bytes} bytes are too few for a safetensors file")
+    if is_pointer(first):
+        raise error(f"{where}: {REMEDY}")
     (length,) = struct.unpack("<Q", first)
     if length > min(MAX_HEADER_BYTES, file_bytes - 8):
         raise error(

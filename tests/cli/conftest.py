@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,15 @@ from layerpack.cli.main import main
 from layerpack.convert.hub import errors as hub_errors
 
 Run = Callable[..., Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
 
 
 @pytest.fixture(autouse=True)
@@ -58,3 +68,28 @@ def hub(sharded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
         turn_client_to(server, monkeypatch, tmp_path / "cache")
         monkeypatch.setattr(hub_errors, "WAITS_S", (0.01, 0.02))
         yield server
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """`run("generate", …)`: the command, in this process."""
+
+    def call(*arguments: object) -> Done:
+        with pytest.raises(SystemExit) as ended:
+            main([str(argument) for argument in arguments])
+        text = capsys.readouterr()
+        assert isinstance(ended.value.code, int)
+        return Done(code=ended.value.code, out=text.out, err=text.err)
+
+    return call
+
+
+@pytest.fixture
+def generate(run: Run, pack_of: Callable[..., Path]) -> Run:
+    """`generate(…)` with the tiny llama, 12 tokens unless said otherwise."""
+
+    def call(*arguments: object, pack: Path | None = None) -> Any:
+        given = ["--max-new-tokens", 12] if "--max-new-tokens" not in arguments else []
+        return run("generate", pack or pack_of("llama"), "--device", "cpu", *given, *arguments)
+
+    return call

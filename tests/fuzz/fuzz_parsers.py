@@ -29,7 +29,7 @@ with atheris.instrument_imports(include=["layerpack", "json"]):
     from layerpack.convert.output import journal
     from layerpack.convert.output.journal import read_journal
     from layerpack.convert.output.outline import parse_outline
-    from layerpack.convert.source.index import weight_map
+    from layerpack.convert.source.index import INDEX_NAME, which_weights
     from layerpack.formats.blob import nf4
     from layerpack.formats.blob.header import parse_header, read_header
     from layerpack.formats.digest import bytes_digest
@@ -62,7 +62,7 @@ def _state(raw: bytes) -> None:
 
 
 def _index(raw: bytes) -> None:
-    for file in weight_map(raw, where="").values():
+    for file in which_weights([INDEX_NAME], lambda: raw, where="").files:
         assert "/" not in file and file.endswith(".safetensors")
 
 

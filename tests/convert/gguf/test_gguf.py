@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from layerpack.convert.api import convert
 from layerpack.convert.gguf import source as gguf_source
 from layerpack.convert.gguf.source import GgufSource
-from layerpack.formats.errors import SourceError, UnsupportedError
+from layerpack.formats.errors import SourceError
 from layerpack.formats.pack import Pack
 
 gguf = pytest.importorskip("gguf")
@@ -169,16 +169,6 @@ def test_unknown_architecture_is_refused_by_name(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "m.gguf", architecture="wavtokenizer-dec")
     with pytest.raises(SourceError, match="wavtokenizer"):
         GgufSource.open(path)
-
-
-def test_a_part_of_a_split_file_is_refused(tmp_path: Path) -> None:
-    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
-    writer.add_uint16("split.count", 3)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.close()
-    with pytest.raises(UnsupportedError, match="one of 3 parts of a split GGUF file"):
-        GgufSource.open(tmp_path / "m.gguf")
 
 
 def test_without_the_package_the_extra_is_named(

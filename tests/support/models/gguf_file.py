@@ -57,7 +57,7 @@ def write_gguf(
 
     key_value = HIDDEN // HEADS * KV_HEADS
     add("token_embd.weight", len(tokens), HIDDEN)
-    add("rope_freqs.weight", HIDDEN // HEADS // 2)
+    writer.add_tensor("rope_freqs.weight", np.ones(HIDDEN // HEADS // 2, np.float32))
     for layer in range(LAYERS):
         for name, *shape in (
             ("attn_norm", HIDDEN),
