@@ -25,6 +25,24 @@ def status_of(reason: BaseException | None) -> int | None:
     return None if response is None else int(response.status_code)
 
 
+def range_of(repo: str, name: str, revision: str, begin: int, end: int) -> bytes:
+    """Bytes [begin, end) of a file, or as many as came. Raises what its HTTP library does."""
+    from huggingface_hub import get_session, hf_hub_url
+    from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore
+
+    url = hf_hub_url(repo, name, revision=revision)
+    headers = {**build_hf_headers(), "Range": f"bytes={begin}-{end - 1}"}
+    with get_session().stream("GET", url, headers=headers, follow_redirects=True) as answer:
+        hf_raise_for_status(answer)
+        first = 0 if answer.status_code == 200 else begin  # a server may send all
+        content = bytearray()
+        for piece in answer.iter_bytes():
+            content += piece
+            if first + len(content) >= end:
+                break
+    return bytes(content[begin - first : end - first])
+
+
 def progress_class(reach: Callable[[int], None]) -> type[Any]:
     """A class for huggingface_hub to use in tqdm's place: draws nothing, and calls `reach`.
 

@@ -36,13 +36,13 @@ _CONTROL, _USER_DEFINED = 3, 4
 
 
 def write_config_dir(
-    path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, Any], target: Path
+    where: str, path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, Any], target: Path
 ) -> tuple[Any, dict[str, Any]]:
     """Write config.json, generation_config.json, tokenizer and chat template into `target`.
 
     `metadata` is all that the file at `path` states, `tensors` the arrays of the whole model by
-    name. Returns the model, empty, on the meta device, and its config's fields. Raises
-    UnsupportedError; other exceptions are transformers' and mean a damaged file.
+    name; `where` is for messages. Returns the model, empty, on the meta device, and its config's
+    fields. Raises UnsupportedError; other exceptions are transformers' and mean a damaged file.
     """
     parsed = gguf_api.parsed_metadata(path)
     try:
@@ -53,7 +53,7 @@ def write_config_dir(
             gguf_api.keys_in_config(str(metadata["general.architecture"])),
             tensors,
             transformers_api.default_fields(model_type),
-            where=str(path),
+            where=where,
         )
         config = transformers_api.config_of_type(model_type, fields)
         model = transformers_api.empty_model(config, dtype=torch.bfloat16)
@@ -61,7 +61,7 @@ def write_config_dir(
         raise
     except Exception as reason:
         raise UnsupportedError(
-            f"{path}: transformers cannot build a text model from it ({first_line(reason)})"
+            f"{where}: transformers cannot build a text model from it ({first_line(reason)})"
         ) from reason
     described = json.loads(config.to_json_string(use_diff=True))
     for key in _NOT_OURS:

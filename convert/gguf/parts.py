@@ -20,16 +20,19 @@ def first_parts(names: Iterable[str]) -> list[str]:
     return list(firsts.values())
 
 
+def part_names(name: str) -> list[str]:
+    """The names of all files of the model that `name` is one of, in order."""
+    match = _PART.fullmatch(name)
+    if match is None:
+        return [name]
+    start, _, count = match.groups()
+    return [f"{start}{number:05}-of-{count}.gguf" for number in range(1, int(count) + 1)]
+
+
 def all_parts(path: Path) -> list[Path]:
     """The files of the model that `path` is one of, in order. Raises SourceError."""
-    match = _PART.fullmatch(path.name)
-    if match is None:
-        return [path]
-    start, _, count = match.groups()
-    paths = [
-        path.with_name(f"{start}{number:05}-of-{count}.gguf") for number in range(1, int(count) + 1)
-    ]
+    paths = [path.with_name(name) for name in part_names(path.name)]
     for part in paths:
-        if not part.is_file():
+        if len(paths) > 1 and not part.is_file():
             raise SourceError(f"{part}: missing, a part of the same model as {path.name}")
     return paths

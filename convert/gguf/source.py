@@ -18,11 +18,10 @@ import numpy as np
 import torch
 
 from layerpack.convert.gguf.config import write_config_dir
-from layerpack.convert.gguf.parts import all_parts
+from layerpack.convert.gguf.files import Files, fill_header
 from layerpack.convert.gguf.rope import POSITION_TENSORS
-from layerpack.convert.source.protocol import SourceTensor, local_facts, path_id, real_path
+from layerpack.convert.source.protocol import SourceTensor
 from layerpack.convert.source.reading import WeightFile, weights_digest
-from layerpack.formats import lfs
 from layerpack.formats.errors import LayerpackError, SourceError, UnsupportedError
 from layerpack.formats.text import without_path
 from layerpack.formats.units import num_elements
@@ -51,52 +50,47 @@ class GgufSource:
     """A Source over the files of one GGUF model. Needs the extra `gguf`."""
 
     kind = "gguf"
-    revision: str | None = None
-    scratch_bytes = 0
-    download_bytes = 0
-    max_held_files = 1
 
     @classmethod
-    def open(cls, path: Path) -> GgufSource:
-        """Reads metadata and names, no weight. `path` is the file, or any part of a split one.
-
-        Raises SourceError or UnsupportedError.
-        """
+    def open(cls, files: Files) -> GgufSource:
+        """Reads metadata and names, no weight. Raises SourceError or UnsupportedError."""
         try:
             import gguf
         except ImportError:
             raise SourceError(
-                f"{path}: reading GGUF needs the package gguf; pip install layerpack[gguf]"
+                f"{files.id}: reading GGUF needs the package gguf; pip install layerpack[gguf]"
             ) from None
-        parts = all_parts(path)
-        for part in parts:
-            _refuse_pointer(part)
         directory = tempfile.TemporaryDirectory(prefix="layerpack-gguf-")
         try:
+            for name in files.paths:
+                fill_header(files, name, gguf.GGUFReader)
             with gguf_api.each_thing_once(gguf):
-                return cls(path, parts, directory, gguf)
+                return cls(files, directory, gguf)
         except LayerpackError:
             directory.cleanup()
             raise
         except Exception as reason:
             # A damaged file fails anywhere in either package, in any way.
             directory.cleanup()
+            path = next(iter(files.paths.values()))
             text = without_path(reason, path).strip().splitlines() or [type(reason).__name__]
             raise SourceError(
-                f"{path}: cannot be read as a GGUF checkpoint ({text[0][:200]})"
+                f"{files.id}: cannot be read as a GGUF checkpoint ({text[0][:200]})"
             ) from reason
 
     def __init__(
-        self,
-        path: Path,
-        parts: list[Path],
-        directory: tempfile.TemporaryDirectory[str],
-        gguf: Any,
+        self, files: Files, directory: tempfile.TemporaryDirectory[str], gguf: Any
     ) -> None:
-        self.id, self.place = path_id(path), real_path(parts[0])
-        self._directory, self._gguf = directory, gguf
-        self._paths = {path_id(Path(part.name)): part for part in parts}
-        readers = {file: gguf.GGUFReader(part) for file, part in self._paths.items()}
+        self.id, self.place, self.revision = files.id, files.place, files.revision
+        self.files, self.max_held_files = files.facts, files.max_held_files
+        self.download_bytes, self.scratch_bytes = files.download_bytes, files.scratch_bytes
+        self._held, self._directory, self._gguf = files, directory, gguf
+        readers = {name: gguf.GGUFReader(path) for name, path in files.paths.items()}
+        for name, reader in readers.items():
+            for tensor in reader.tensors:
+                if tensor.name in POSITION_TENSORS:
+                    begin = int(tensor.data_offset)
+                    files.fill(name, begin, begin + int(tensor.n_bytes))
         first = next(iter(readers.values()))
         tensors = {tensor.name: tensor.data for r in readers.values() for tensor in r.tensors}
         # The vocabulary's arrays are transformers' to read: it takes seconds.
@@ -104,7 +98,9 @@ class GgufSource:
             key: field.contents() for key, field in first.fields.items() if len(field.data) < _MANY
         }
         self.config_dir = Path(directory.name)
-        model, fields = write_config_dir(parts[0], metadata, tensors, self.config_dir)
+        model, fields = write_config_dir(
+            files.id, next(iter(files.paths.values())), metadata, tensors, self.config_dir
+        )
         self._processor = gguf_api.tensor_processor(metadata["general.architecture"], fields)
         names = gguf_api.tensor_names(model, self._processor)
         shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
@@ -118,15 +114,17 @@ class GgufSource:
                 elif tensor.name not in POSITION_TENSORS and not tensor.name.endswith(_ROTARY):
                     # For the plan to refuse by its name, as there is no place for it.
                     self._list(file, tensor.name, tensor, tuple(tensor.data.shape))
-        self.files = tuple(local_facts(file, part) for file, part in self._paths.items())
-        self._files = {file: WeightFile(part) for file, part in self._paths.items()}
+        self._files: dict[str, WeightFile] = {}
+        self._digests: dict[str, str | None] = {}
 
     def fetch(self, file: str, report: Callable[[int], None]) -> None:
-        """Nothing to wait for: the file is here."""
+        """Wait until the file is here. Raises HubError."""
+        path, self._digests[file] = self._held.fetch(file, report)
+        self._files[file] = WeightFile(path)
 
     def digest(self, file: str, check: Callable[[], None] = lambda: None) -> str:
-        """xxh3_128 of the whole file; as a side effect the file enters the page cache."""
-        return weights_digest(self._paths[file], check)
+        """The sha256 that the Hub states, or xxh3_128 of all of it; it enters the page cache."""
+        return self._digests[file] or weights_digest(self._files[file].path, check)
 
     def read(
         self, name: str, rows: tuple[int, int] | None = None, *, pin: bool = False
@@ -155,8 +153,10 @@ class GgufSource:
         return result
 
     def release(self, file: str) -> None:
-        """Close the file."""
-        self._files[file].close()
+        """Close the file; one that was downloaded to be read goes."""
+        opened = self._files.pop(file)
+        opened.close()
+        self._held.release(opened.path)
 
     def __enter__(self) -> GgufSource:
         return self
@@ -174,7 +174,7 @@ class GgufSource:
     def _add(self, file: str, name: str, tensor: Any, shape: tuple[int, ...]) -> None:
         if int(tensor.n_elements) != num_elements(shape):
             raise SourceError(
-                f"{self._paths[file]}: {tensor.name} has {int(tensor.n_elements)} elements where "
+                f"{self.id}: {tensor.name} has {int(tensor.n_elements)} elements where "
                 f"{name} needs {num_elements(shape)}; the file is damaged or of a kind not "
                 "supported"
             )
@@ -228,14 +228,6 @@ class GgufSource:
         data = np.frombuffer(raw, stored.dtype).reshape(end - first, *stored.shape[1:])
         values: np.ndarray[Any, Any] = self._gguf.dequantize(data, stored.kind)
         return values
-
-
-def _refuse_pointer(path: Path) -> None:
-    try:
-        if lfs.is_pointer_file(path):
-            raise SourceError(f"{path}: {lfs.REMEDY}")
-    except OSError as reason:
-        raise SourceError(f"{path}: cannot be read ({reason.strerror})") from reason
 
 
 def _bfloat16(values: np.ndarray[Any, Any]) -> torch.Tensor:

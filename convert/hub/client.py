@@ -10,6 +10,7 @@ from layerpack.convert.hub.errors import call_hub, require_endpoint
 from layerpack.formats.blob.header import TensorEntry, header_entries
 from layerpack.formats.errors import HubError
 from layerpack.formats.text import first_line
+from layerpack.libraries.hub_api import range_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +30,7 @@ class RemoteFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listing:
-    """A repository at one commit. Names have no directory in them: others are not listed.
+    """A repository at one commit. Names have no directory in them, but for GGUF files.
 
     `revision` is the name that was asked for. `offline`: these are only the files that the local
     cache has.
@@ -59,7 +60,8 @@ def list_repo(repo: str, revision: str | None) -> Listing:
     files = {}
     for sibling in info.siblings or ():
         name, size_bytes = sibling.rfilename, sibling.size
-        if "/" in name or "\\" in name or size_bytes is None:
+        nested = "/" in name or "\\" in name
+        if (nested and not name.endswith(".gguf")) or size_bytes is None:
             continue
         cached = try_to_load_from_cache(repo, name, revision=info.sha)
         files[name] = RemoteFile(
@@ -104,6 +106,15 @@ def remote_header(listing: Listing, name: str) -> tuple[TensorEntry, ...]:
         where=where,
         error=HubError,
     )
+
+
+def read_range(listing: Listing, name: str, begin: int, end: int) -> bytes:
+    """Bytes [begin, end) of a file, by a range request. Raises HubError."""
+    where = f"{listing.repo}: {name}"
+    found = call_hub(where, lambda: range_of(listing.repo, name, listing.commit, begin, end))
+    if len(found) != end - begin:
+        raise HubError(f"{where}: {len(found)} bytes arrived where {end - begin} were asked for")
+    return found
 
 
 def _list_cached(repo: str, revision: str | None) -> Listing:

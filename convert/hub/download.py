@@ -11,7 +11,7 @@ from pathlib import Path
 from layerpack.convert.hub.client import Listing, RemoteFile
 from layerpack.convert.hub.errors import call_hub
 from layerpack.formats.blob.header import TensorEntry, read_header
-from layerpack.formats.errors import DiskFullError, SourceError
+from layerpack.formats.errors import DiskFullError, HubError, SourceError
 from layerpack.formats.units import human_bytes
 from layerpack.libraries.hub_api import progress_class, xet_ended_by
 
@@ -72,6 +72,35 @@ def name_commit_in_cache(listing: Listing, name: str) -> None:
     )
 
 
+def fetch_checked(
+    listing: Listing,
+    remote: RemoteFile,
+    target: Path | None,
+    report: Callable[[int], None],
+    header: tuple[TensorEntry, ...] | None = None,
+) -> tuple[Path, str]:
+    """Where a file is, in `target` or the usual cache, once it is what the Hub states; its sha256.
+
+    One that is not is deleted and downloaded once more. Raises HubError.
+    """
+    where = f"{listing.repo}: {remote.name}"
+    for last_try in (False, True):
+        path = remote.cached or download(listing, remote, target, report)
+        finding = examine(path, remote, header, check=lambda: report(0))
+        if finding.problem is None:
+            break
+        if remote.cached:
+            raise HubError(
+                f"{path}: {finding.problem}; the cached copy is damaged: delete it, run again"
+            )
+        _delete(path)
+        if last_try:
+            raise HubError(f"{where}: {finding.problem}, at the second try, too; run again")
+    if remote.cached:
+        report(remote.file_bytes)
+    return path, finding.sha256
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
     """The sha256 (hex) of a file that is here, and what is wrong with it, if anything."""
@@ -83,11 +112,11 @@ class Finding:
 def examine(
     path: Path,
     remote: RemoteFile,
-    header: tuple[TensorEntry, ...],
+    header: tuple[TensorEntry, ...] | None,
     *,
     check: Callable[[], None] = lambda: None,
 ) -> Finding:
-    """Compare a shard with what the Hub states of it: size, digest, header. Reads all of it.
+    """Compare a file with what the Hub states of it: size, digest, header. Reads all of it.
 
     `check` is called on the way and may raise to end it.
     """
@@ -101,7 +130,7 @@ def examine(
         problem = f"{found_bytes} bytes arrived where the Hub states {remote.file_bytes}"
     elif remote.sha256 is not None and digest != remote.sha256:
         problem = f"its sha256 is {digest} where the Hub states {remote.sha256}"
-    elif _header_or_none(path) != header:
+    elif header is not None and _header_or_none(path) != header:
         problem = "its header is not the one that the Hub sent before"
     return Finding(sha256=digest, problem=problem)
 
@@ -167,3 +196,9 @@ def _header_or_none(path: Path) -> tuple[TensorEntry, ...] | None:
         return read_header(path, error=SourceError)
     except SourceError:
         return None
+
+
+def _delete(path: Path) -> None:
+    """The file, and in the usual cache the blob that it is a link to."""
+    path.resolve().unlink(missing_ok=True)
+    path.unlink(missing_ok=True)

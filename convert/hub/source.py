@@ -15,11 +15,11 @@ from types import TracebackType
 
 import torch
 
-from layerpack.convert.hub.client import Listing, list_repo, remote_header
+from layerpack.convert.hub.client import Listing, remote_header
 from layerpack.convert.hub.download import (
     check_cache_space,
     download,
-    examine,
+    fetch_checked,
     name_commit_in_cache,
 )
 from layerpack.convert.source.index import ADAPTER_NAME, INDEX_NAME, merge_tensors, which_weights
@@ -41,21 +41,14 @@ class HubSource:
     kind = "hub"
     max_held_files = 3
 
-    @classmethod
-    def open(
-        cls, repo: str, *, revision: str | None, scratch: Path, keep_source: bool
-    ) -> HubSource:
-        """Lists the repository, fetches its small files and reads the headers of its weights.
+    def __init__(self, listing: Listing, *, scratch: Path, keep_source: bool) -> None:
+        """Fetches the repository's small files and reads the headers of its weights.
 
         `scratch` is made and used for what is downloaded, and cleared of what broken runs left
         half done. Raises HubError or SourceError.
         """
-        listing = list_repo(repo, revision)
         for orphan in scratch.rglob("*.incomplete"):
             orphan.unlink(missing_ok=True)
-        return cls(listing, scratch, keep_source)
-
-    def __init__(self, listing: Listing, scratch: Path, keep_source: bool) -> None:
         self.id = self.place = listing.repo
         self.revision = listing.commit
         self.config_dir = scratch / "config"
@@ -99,29 +92,11 @@ class HubSource:
             check_cache_space(self.id, self.download_bytes)
 
     def fetch(self, file: str, report: Callable[[int], None]) -> None:
-        """Wait until the shard is here and found to be what the Hub states. Raises HubError.
-
-        One that is not is deleted and downloaded once more.
-        """
-        remote = self._listing.files[file]
+        """Wait until the shard is here and found to be what the Hub states. Raises HubError."""
         target = None if self._keep_source else self._scratch
-        for last_try in (False, True):
-            path = remote.cached or download(self._listing, remote, target, report)
-            finding = examine(path, remote, self._headers[file], check=lambda: report(0))
-            if finding.problem is None:
-                break
-            if remote.cached:
-                raise HubError(
-                    f"{path}: {finding.problem}; the cached copy is damaged: delete it, run again"
-                )
-            _delete(path)
-            if last_try:
-                raise HubError(
-                    f"{self.id}: {file}: {finding.problem}, at the second try, too; run again"
-                )
-        if remote.cached:
-            report(remote.file_bytes)
-        self._digests[file] = f"sha256:{finding.sha256}"
+        remote, header = self._listing.files[file], self._headers[file]
+        path, sha256 = fetch_checked(self._listing, remote, target, report, header)
+        self._digests[file] = f"sha256:{sha256}"
         self._opened[file] = Shard(path)
 
     def digest(self, file: str, check: Callable[[], None] = lambda: None) -> str:
@@ -181,9 +156,3 @@ class HubSource:
 
         with ThreadPoolExecutor(_HEADER_THREADS, "headers") as pool:
             return dict(zip(self._shards, pool.map(read, self._shards), strict=True))
-
-
-def _delete(path: Path) -> None:
-    """The file, and in the usual cache the blob that it is a link to."""
-    path.resolve().unlink(missing_ok=True)
-    path.unlink(missing_ok=True)

@@ -9,12 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from support.models.gguf_file import HIDDEN, KV_HEADS, TEMPLATE, write_gguf
+from support.models.gguf_file import HIDDEN, KV_HEADS, TEMPLATE, open_gguf, write_gguf
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from layerpack.convert.api import convert
 from layerpack.convert.gguf import source as gguf_source
-from layerpack.convert.gguf.source import GgufSource
 from layerpack.formats.errors import SourceError
 from layerpack.formats.pack import Pack
 
@@ -44,7 +43,7 @@ def test_weights_equal_what_transformers_loads(
     wanted = loaded(path).state_dict()
     if tied:
         wanted.pop("lm_head.weight")
-    with GgufSource.open(path) as source:
+    with open_gguf(path) as source:
         assert set(source.tensors) == set(wanted)
         for name, tensor in source.tensors.items():
             assert tensor.shape == tuple(wanted[name].shape)
@@ -76,7 +75,7 @@ def test_large_tensors_read_in_pieces_are_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_gguf(tmp_path / "m.gguf")
-    with GgufSource.open(path) as source:
+    with open_gguf(path) as source:
         whole = source.read("model.embed_tokens.weight")
         monkeypatch.setattr(gguf_source, "_PIECE_ELEMENTS", 7 * HIDDEN)
         assert torch.equal(source.read("model.embed_tokens.weight"), whole)
@@ -85,7 +84,7 @@ def test_large_tensors_read_in_pieces_are_the_same(
 def test_config_tokenizer_and_generation_settings_are_a_checkpoints(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "m.gguf")
     (tmp_path / "tokenizer_config.json").write_text('{"bos_token": "another model\'s"}')
-    with GgufSource.open(path) as source:
+    with open_gguf(path) as source:
         config = AutoConfig.from_pretrained(source.config_dir)
         fields = json.loads((source.config_dir / "config.json").read_text())
         assert "quantization_config" not in fields
@@ -109,7 +108,7 @@ def test_config_files_are_the_same_each_time(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "m.gguf")
     contents = []
     for _ in range(2):
-        with GgufSource.open(path) as source:
+        with open_gguf(path) as source:
             contents.append({f.name: f.read_bytes() for f in source.config_dir.iterdir()})
     assert contents[0] == contents[1]
 
@@ -128,17 +127,17 @@ def test_a_file_is_parsed_once_and_the_package_is_left_as_it_was(
     name_map = gguf.get_tensor_name_map
     (tmp_path / "damaged.gguf").write_bytes(path.read_bytes()[:5000])
     with pytest.raises(SourceError):
-        GgufSource.open(tmp_path / "damaged.gguf")
+        open_gguf(tmp_path / "damaged.gguf")
     parsed.clear()
     for count in (1, 2):
-        GgufSource.open(path).__exit__(None, None, None)
+        open_gguf(path).__exit__(None, None, None)
         assert len(parsed) == count
     assert gguf.GGUFReader is Counting and gguf.get_tensor_name_map is name_map
 
 
 def test_facts_change_with_the_file(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "m.gguf")
-    with GgufSource.open(path) as source:
+    with open_gguf(path) as source:
         (facts,) = source.files
         assert (facts.name, facts.file_bytes) == ("m.gguf", path.stat().st_size)
         assert source.digest("m.gguf").startswith("xxh3_128:")
@@ -151,14 +150,14 @@ def test_damaged_files_are_refused_in_one_line(tmp_path: Path) -> None:
     for content in (b"", b"GGUF", whole[:100], whole[:5000], whole[:-5000], b"x" + whole[1:]):
         damaged.write_bytes(content)
         with pytest.raises(SourceError) as caught:
-            GgufSource.open(damaged)
+            open_gguf(damaged)
         assert str(damaged) in str(caught.value)
         assert "\n" not in str(caught.value)
 
 
 def test_truncation_while_reading_is_an_error(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "m.gguf")
-    with GgufSource.open(path) as source:
+    with open_gguf(path) as source:
         path.write_bytes(path.read_bytes()[:-40000])
         with pytest.raises(SourceError, match=r"truncated while it was read"):
             for name in source.tensors:
@@ -168,7 +167,7 @@ def test_truncation_while_reading_is_an_error(tmp_path: Path) -> None:
 def test_unknown_architecture_is_refused_by_name(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "m.gguf", architecture="wavtokenizer-dec")
     with pytest.raises(SourceError, match="wavtokenizer"):
-        GgufSource.open(path)
+        open_gguf(path)
 
 
 def test_without_the_package_the_extra_is_named(
@@ -177,7 +176,7 @@ def test_without_the_package_the_extra_is_named(
     path = write_gguf(tmp_path / "m.gguf")
     monkeypatch.setitem(__import__("sys").modules, "gguf", None)
     with pytest.raises(SourceError, match=r"pip install layerpack\[gguf\]"):
-        GgufSource.open(path)
+        open_gguf(path)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="names of bytes")

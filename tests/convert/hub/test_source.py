@@ -73,8 +73,9 @@ def test_environment_variables_reach_the_client(
     """HF_ENDPOINT and HF_HUB_OFFLINE are read when huggingface_hub is imported: a process each."""
     script = (
         "import sys; from pathlib import Path; from layerpack.convert.hub.source import HubSource\n"
-        "source = HubSource.open(sys.argv[1], revision=None, scratch=Path(sys.argv[2]),"
-        " keep_source=True)\n"
+        "from layerpack.convert.hub.client import list_repo\n"
+        "listing = list_repo(sys.argv[1], None)\n"
+        "source = HubSource(listing, scratch=Path(sys.argv[2]), keep_source=True)\n"
         "for facts in source.files: source.fetch(facts.name, lambda _: None)\n"
         "print(source.revision)"
     )

@@ -80,15 +80,21 @@ def test_a_cache_without_main_names_its_commits(sharded: Path, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("name", "found"),
     [
-        ("Qwen/Qwen3-8B", ("Qwen/Qwen3-8B", None)),
-        ("https://huggingface.co/Qwen/Qwen3-8B", ("Qwen/Qwen3-8B", None)),
-        ("https://huggingface.co/Qwen/Qwen3-8B/", ("Qwen/Qwen3-8B", None)),
-        ("http://localhost:8000/Qwen/Qwen3-8B/tree/v2", ("Qwen/Qwen3-8B", "v2")),
-        ("https://hf.co/a/b/blob/refs%2Fpr%2F3/config.json?x=1#L3", ("a/b", "refs/pr/3")),
-        ("https://huggingface.co/a/b/resolve/main/model.safetensors", ("a/b", "main")),
+        ("Qwen/Qwen3-8B", ("Qwen/Qwen3-8B", None, "")),
+        ("https://huggingface.co/Qwen/Qwen3-8B", ("Qwen/Qwen3-8B", None, "")),
+        ("https://huggingface.co/Qwen/Qwen3-8B/", ("Qwen/Qwen3-8B", None, "")),
+        ("http://localhost:8000/Qwen/Qwen3-8B/tree/v2", ("Qwen/Qwen3-8B", "v2", "")),
+        (
+            "https://hf.co/a/b/blob/refs%2Fpr%2F3/config.json?x=1#L3",
+            ("a/b", "refs/pr/3", "config.json"),
+        ),
+        (
+            "https://huggingface.co/a/b/resolve/main/model.safetensors",
+            ("a/b", "main", "model.safetensors"),
+        ),
     ],
 )
-def test_names_and_addresses(name: str, found: tuple[str, str | None]) -> None:
+def test_names_and_addresses(name: str, found: tuple[str, str | None, str]) -> None:
     assert _repository(name) == found
 
 

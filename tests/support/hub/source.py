@@ -5,13 +5,13 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from huggingface_hub import constants
 from support.hub.server import HubServer
 
+from layerpack.convert.hub.client import list_repo
 from layerpack.convert.hub.source import HubSource
 from layerpack.formats.errors import HubError
 
@@ -27,10 +27,12 @@ def turn_client_to(server: HubServer, monkeypatch: pytest.MonkeyPatch, cache: Pa
     monkeypatch.delenv("HF_TOKEN", raising=False)
 
 
-def open_hub(tmp_path: Path, **options: Any) -> HubSource:
-    """REPO with the options of HubSource.open; downloads go to `tmp_path / "scratch"`."""
-    settings: dict[str, Any] = {"revision": None, "keep_source": False, **options}
-    return HubSource.open(REPO, scratch=tmp_path / "scratch", **settings)
+def open_hub(
+    tmp_path: Path, *, revision: str | None = None, keep_source: bool = False
+) -> HubSource:
+    """REPO; downloads go to `tmp_path / "scratch"`."""
+    listing = list_repo(REPO, revision)
+    return HubSource(listing, scratch=tmp_path / "scratch", keep_source=keep_source)
 
 
 def take_all(source: HubSource) -> dict[str, torch.Tensor]:

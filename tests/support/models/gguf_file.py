@@ -7,6 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from layerpack.convert.gguf.files import LocalFiles
+from layerpack.convert.gguf.source import GgufSource
+
 gguf = pytest.importorskip("gguf")
 
 HIDDEN, INTERMEDIATE, HEADS, KV_HEADS, LAYERS = 128, 192, 4, 2, 2
@@ -82,3 +85,11 @@ def write_gguf(
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def open_gguf(path: Path) -> GgufSource:
+    """The model at `path` as a source, ready to be read."""
+    source = GgufSource.open(LocalFiles(path))
+    for file in source.files:
+        source.fetch(file.name, lambda _: None)
+    return source
