@@ -16,6 +16,7 @@ import click
 
 from layerpack.cli.quick_imports import leave_to_the_system
 from layerpack.formats.errors import LayerpackError
+from layerpack.formats.machine_faults import machine_fault
 
 _COMMANDS = {
     "convert": "Turn a checkpoint into a pack.",
@@ -129,6 +130,8 @@ def _open_standard_files() -> None:
 
 
 def _one_line(error: Exception) -> str:
+    if fault := machine_fault(error):
+        return fault
     text = " ".join(str(error).split())
     if isinstance(error, LayerpackError):
         return text

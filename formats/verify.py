@@ -15,6 +15,7 @@ from layerpack.formats.blob import nf4
 from layerpack.formats.digest import Digest
 from layerpack.formats.each_file import ProgressCallback, Report, for_each_file
 from layerpack.formats.errors import PackError, StreamError
+from layerpack.formats.machine_faults import raise_machine_fault
 from layerpack.formats.manifest.document import parse_manifest
 from layerpack.formats.manifest.facts import MANIFEST_NAME, Blob, FileEntry
 from layerpack.formats.pack import Pack, manifest_bytes, raw_reader, stored_header
@@ -71,6 +72,7 @@ def verify_pack(
     try:
         manifest = parse_manifest(raw)
     except PackError as error:
+        raise_machine_fault(error)
         text = str(error).removeprefix(f"{MANIFEST_NAME}: ")
         broken = Difference(file=MANIFEST_NAME, how=How.MANIFEST, text=text)
         return Verification(differences=(broken,), num_files=1, checked_bytes=0)
@@ -118,7 +120,8 @@ def check_file(
     path = pack.path / name
     try:
         found_bytes = path.stat().st_size
-    except OSError:
+    except OSError as error:
+        raise_machine_fault(error)
         report(file.file_bytes)
         return _absent(name)
     how, text = How.SIZE, f"has {found_bytes} of {file.file_bytes} bytes"
@@ -145,6 +148,7 @@ def _content(
             if same:
                 return How.STATE, _state_text(pack, file)
     except StreamError as error:
+        raise_machine_fault(error)
         return How.UNREADABLE, str(error).removeprefix(f"{path}: ")
     return How.DIGEST, "" if same else "has other content than was written (digest)"
 
@@ -167,6 +171,7 @@ def _header_text(path: Path, blob: Blob) -> str:
     try:
         same = stored_header(path, blob.frames) == blob.tensors
     except PackError as error:
+        raise_machine_fault(error)
         return f"has a broken header: {str(error).removeprefix(f'{path}: ')}"
     return "" if same else f"has another header than {MANIFEST_NAME} says"
 
@@ -182,6 +187,7 @@ def _state_text(pack: Pack, blob: Blob) -> str:
             if nf4.decode_state(bytes(raw), where=entry.name) != state:
                 return f"has another quantisation state of {name} than {MANIFEST_NAME} says"
     except PackError as error:
+        raise_machine_fault(error)
         return str(error)
     finally:
         reader.close()

@@ -12,6 +12,7 @@ from layerpack.convert.plan.plan import ConversionPlan
 from layerpack.convert.source.index import INDEX_NAME
 from layerpack.convert.source.small_files import CONFIG_NAME, copied_files
 from layerpack.formats import lfs
+from layerpack.formats.machine_faults import raise_machine_fault
 from layerpack.formats.text import first_line
 from layerpack.libraries import transformers_api
 
@@ -62,5 +63,6 @@ def _tokenizer_problem(files: dict[str, bytes], scratch: Path) -> str | None:
         try:
             transformers_api.load_tokenizer(Path(alone))
         except Exception as reason:  # damaged files break tokenizers in any way
+            raise_machine_fault(reason)
             return first_line(reason).replace(alone, "its files")
     return None
