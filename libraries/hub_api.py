@@ -28,7 +28,7 @@ def status_of(reason: BaseException | None) -> int | None:
 def range_of(repo: str, name: str, revision: str, begin: int, end: int) -> bytes:
     """Bytes [begin, end) of a file, or as many as came. Raises what its HTTP library does."""
     from huggingface_hub import get_session, hf_hub_url
-    from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore
+    from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
 
     url = hf_hub_url(repo, name, revision=revision)
     headers = {**build_hf_headers(), "Range": f"bytes={begin}-{end - 1}"}

@@ -29,9 +29,7 @@ LIMITED = (
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_too_few_open_files_are_called_so(
-    command: str, pack_of: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_few_open_files_are_called_so(command: str, pack_of: Callable[..., Path]) -> None:
     """Each limit is enough, or is what is said to be the matter."""
     said = set()
     for limit in (8, 9, 10, 40):
