@@ -60,6 +60,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=100.0)
     options = parser.parse_args()
     begin_s = time.perf_counter()
+    for folder in filter(None, (options.work_dir, options.source_dir)):
+        folder.mkdir(parents=True, exist_ok=True)
     with (
         tempfile.TemporaryDirectory(dir=options.work_dir, prefix="convert-gpu-") as scratch,
         tempfile.TemporaryDirectory(dir=options.source_dir, prefix="convert-gpu-") as elsewhere,
@@ -74,7 +76,7 @@ def main() -> None:
         with DirectorySource(source) as opened:
             plan = plan_source(opened, OPTIONS)
             steps: dict[str, Callable[[], object]] = {
-                "read": lambda: read_alone(plan, opened),
+                "read": lambda: read_alone(plan, opened, DEVICE),
                 "write": lambda: write_alone(plan, root / "write"),
                 "convert": lambda: run(source, root / "convert"),
             }
@@ -119,14 +121,14 @@ def run(source: Path, out: Path) -> Manifest:
     return convert(str(source), out, OPTIONS)
 
 
-def read_alone(plan: ConversionPlan, source: DirectorySource) -> None:
+def read_alone(plan: ConversionPlan, source: DirectorySource, device: torch.device) -> None:
     """Every piece of every tensor, in the converter's order, by its number of threads."""
-    reader = WeightReader(source, plan.storage, device=DEVICE)
+    reader = WeightReader(source, plan.storage, device=device)
     items = [item for place in plan.write_order for item in plan.blobs[place].items]
     assert all(item.action is not Action.KEEP for item in items)
-    pieces = [(item, cut) for item in items for cut in reader.cuts(item)]
-    with ThreadPoolExecutor(useful_workers(DEVICE)) as pool:
-        for _ in pool.map(lambda piece: reader.read(*piece).numel(), pieces):
+    pieces = [cut for item in items for cut in reader.cuts(item)]
+    with ThreadPoolExecutor(useful_workers(device)) as pool:
+        for _ in pool.map(lambda piece: reader.read(piece).numel(), pieces):
             pass
 
 

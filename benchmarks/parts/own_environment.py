@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 OWN = "layerpack"
-_PARTS = ("cli", "convert", "formats", "runtime")
+_PARTS = ("cli", "convert", "formats", "libraries", "runtime")
 
 
 def link_own(folder: Path) -> list[str]:
