@@ -30,7 +30,7 @@ newest: ## the test suite with the newest versions there are, beyond what is dec
 	PYTHON=$(PYTHON) .ci/suite_with newest
 
 test: lint ## lint, then the whole test suite
-	$(TESTS) -n 2
+	$(TESTS) -n 2 --dist worksteal
 
 lint: $(READY) ## style, types and the layers of the code
 	$(BIN)/ruff check .

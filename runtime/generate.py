@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,119 +88,92 @@ def run_generation(
     if draft is not None and options.prompt_lookup_tokens is not None and options.draft_tokens:
         raise PromptError("a draft and prompt lookup exclude each other; ask for one of them")
     ids = encode_prompt(tokenizer, prompt, options, embedding_rows=_embedding_rows(network))
-    new_tokens = tokens_left(
-        len(ids), options.max_new_tokens, limit=context_limit, reserved=reserved_tokens
+    prompt_tokens = len(ids)
+    most = prompt_tokens + tokens_left(
+        prompt_tokens, options.max_new_tokens, limit=context_limit, reserved=reserved_tokens
     )
     on_gpu = network.device.type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(network.device)
     begin_s = time.perf_counter()  # before the first step begins: together they take no longer
-    run = _Run(network, tokenizer, ids, options, new_tokens, on_text, patience, trace)
-    finish = "length"
+    steps, sampler, sink = Steps(trace), Sampler(options), TextSink(tokenizer, on_text)
+    ends, finish = _end_ids(network), "length"
+    exactly = functools.partial(token_by_token, network, layers_path) if options.exact else None
+    with ExitStack() as stack:
+        stack.enter_context(_memory_named())
+        opened = functools.partial(CachedSequence.opened, max_tokens=most, patience=patience)
+        sequence = stack.enter_context(opened(network, steps=steps))
+        drafted = stack.enter_context(opened(draft.network)) if draft is not None else None
+        proposer = _proposer(options, drafted, sampler)
+        try:
+            while finish == "length" and len(ids) < most:
+                proposed: list[int] = []
+                if proposer is not None and len(ids) > prompt_tokens:
+                    room = sequence.room(len(ids))
+                    left = most - len(ids) - 1
+                    proposed = proposer.propose(ids, left if room is None else min(left, room))
+                    steps.proposed()
+                logits = sequence.extend(ids + proposed, rows=1 + len(proposed), check=exactly)
+                if proposer is not None and len(ids) == prompt_tokens:
+                    sequence.may_forget()
+                chosen = sampler.choose(logits, len(ids))
+                right = _equal_front(proposed, chosen)
+                sequence.forget(len(proposed) - right)
+                if proposer is not None:
+                    proposer.accepted(right)
+                new = _cut(chosen[: right + 1], ends)
+                steps.known(len(new))
+                ids += new
+                sink.put(new)
+                if new[-1] in ends:
+                    finish = "stop"
+        except CancelledError:
+            finish = "interrupted"
+    seconds = time.perf_counter() - begin_s
+    trace.clock.finish()
+    decode_passes, num_proposed = count_proposed(steps.passes, prompt_tokens)
+    return Generation(
+        text=sink.text,
+        token_ids=tuple(sink.token_ids),
+        prompt_tokens=prompt_tokens,
+        finish=finish,
+        seed=sampler.seed,
+        passes=len(steps.passes),
+        decode_passes=decode_passes,
+        proposed_tokens=num_proposed,
+        seconds=seconds,
+        first_pass_s=steps.passes[0].seconds if steps.passes else 0.0,
+        peak_vram_bytes=torch.cuda.max_memory_allocated(network.device) if on_gpu else 0,
+    )
+
+
+@contextmanager
+def _memory_named() -> Iterator[None]:
     try:
-        finish = run.through(layers_path, draft)
-    except CancelledError:
-        finish = "interrupted"
+        yield
     except torch.OutOfMemoryError as error:
         raise StreamError(
             f"the device ran out of memory in a pass ({first_line(error)}); "
             "lower --context, or keep fewer layers resident with a lower --vram"
         ) from error
-    seconds = time.perf_counter() - begin_s
-    trace.clock.finish()
-    passes = run.steps.passes
-    decode_passes, proposed = count_proposed(passes, len(ids))
-    return Generation(
-        text=run.sink.text,
-        token_ids=tuple(run.sink.token_ids),
-        prompt_tokens=len(ids),
-        finish=finish,
-        seed=run.sampler.seed,
-        passes=len(passes),
-        decode_passes=decode_passes,
-        proposed_tokens=proposed,
-        seconds=seconds,
-        first_pass_s=passes[0].seconds if passes else 0.0,
-        peak_vram_bytes=torch.cuda.max_memory_allocated(network.device) if on_gpu else 0,
-    )
 
 
-class _Run:
-    """One generation: what its passes share."""
+def _proposer(
+    options: GenerateOptions, drafted: CachedSequence | None, sampler: Sampler
+) -> Lookup | DraftProposer | None:
+    if options.prompt_lookup_tokens is not None:
+        return Lookup(options.prompt_lookup_tokens)
+    if drafted is not None and options.draft_tokens:
+        return DraftProposer(drafted, sampler, options.draft_tokens)
+    return None
 
-    def __init__(
-        self,
-        network: Any,
-        tokenizer: Any,
-        ids: Sequence[int],
-        options: GenerateOptions,
-        new_tokens: int,
-        on_text: Callable[[str], None] | None,
-        patience: Patience,
-        trace: Trace,
-    ) -> None:
-        self._network, self._prompt, self._options = network, list(ids), options
-        self._new_tokens, self._patience = new_tokens, patience
-        self._ends = _end_ids(network)
-        self.steps = Steps(trace)
-        self.sampler = Sampler(options)
-        self.sink = TextSink(tokenizer, on_text)
 
-    def through(self, layers_path: str, draft: Draft | None) -> str:
-        """All passes; how it finished. Raises StreamError, CancelledError."""
-        most = len(self._prompt) + self._new_tokens
-        opened = functools.partial(CachedSequence.opened, max_tokens=most, patience=self._patience)
-        exactly = functools.partial(token_by_token, self._network, layers_path)
-        with ExitStack() as stack:
-            sequence = stack.enter_context(opened(self._network, steps=self.steps))
-            propose: Callable[[Sequence[int], int], list[int]] | None = None
-            proposer: DraftProposer | None = None
-            if self._options.prompt_lookup_tokens is not None:
-                propose = Lookup().propose
-            elif draft is not None and self._options.draft_tokens:
-                drafted = stack.enter_context(opened(draft.network))
-                proposer = DraftProposer(drafted, self.sampler)
-                propose = proposer.propose
-            ids = list(self._prompt)
-            while True:
-                proposed: list[int] = []
-                if propose is not None and len(ids) > len(self._prompt):
-                    proposed = propose(ids, self._how_many(sequence, len(ids)))
-                    self.steps.proposed()
-                logits = sequence.extend(
-                    ids + proposed,
-                    rows=1 + len(proposed),
-                    check=exactly if self._options.exact else None,
-                )
-                if propose is not None and len(ids) == len(self._prompt):
-                    sequence.may_forget()
-                chosen = self.sampler.choose(logits, len(ids))
-                right = _equal_front(proposed, chosen)
-                sequence.forget(len(proposed) - right)
-                if proposer is not None:
-                    proposer.accepted(right)
-                new = self._cut(chosen[: right + 1])
-                self.steps.known(len(new))
-                ids += new
-                self.sink.put(new)
-                if new[-1] in self._ends:
-                    return "stop"
-                if len(ids) >= most:
-                    return "length"
-
-    def _how_many(self, sequence: CachedSequence, num_tokens: int) -> int:
-        """Tokens to propose: as asked, but no more than can still be used."""
-        wanted = self._options.prompt_lookup_tokens or self._options.draft_tokens
-        left = len(self._prompt) + self._new_tokens - num_tokens - 1
-        room = sequence.room(num_tokens)
-        return max(0, min(wanted, left) if room is None else min(wanted, left, room))
-
-    def _cut(self, new: list[int]) -> list[int]:
-        """Up to the first end token."""
-        for place, token in enumerate(new):
-            if token in self._ends:
-                return new[: place + 1]
-        return new
+def _cut(new: list[int], ends: set[int]) -> list[int]:
+    """Up to the first end token."""
+    for place, token in enumerate(new):
+        if token in ends:
+            return new[: place + 1]
+    return new
 
 
 def count_proposed(passes: Sequence[Pass], prompt_tokens: int) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,6 @@ from typing import Any
 
 from layerpack.formats.errors import StreamError
 from layerpack.formats.pack import Pack
-from layerpack.runtime.core.device_errors import device_errors
 from layerpack.runtime.core.patience import TICK_S, Patience
 from layerpack.runtime.core.threads import Job, Worker
 from layerpack.runtime.engine.draft import Draft
@@ -75,7 +75,8 @@ class Model:
             yield model
         finally:
             if model is not None:
-                model._closing = True  # what is still queued will not begin
+                model._closing = True
+                worker.refuse_waiting(_closed())
             patience.cancel()  # what is being generated ends
             try:
                 worker.call(stack.close)
@@ -174,31 +175,29 @@ class Model:
         self._require_open()
         pieces: SimpleQueue[str | None] = SimpleQueue()
 
-        @device_errors("in a pass")
-        def run() -> Generation:
-            try:
-                self._require_open()
-                return run_generation(
-                    self.network,
-                    self.tokenizer,
-                    prompt,
-                    options,
-                    layers_path=self.pack.manifest.model.layers_path,
-                    patience=self._patience,
-                    trace=self._trace,
-                    context_limit=self._limit,
-                    reserved_tokens=self.reserved_tokens,
-                    draft=self.draft,
-                    on_text=pieces.put,
-                )
-            finally:
-                pieces.put(None)
-
-        return pieces, self._worker.submit(run)
+        work = functools.partial(
+            run_generation,
+            self.network,
+            self.tokenizer,
+            prompt,
+            options,
+            layers_path=self.pack.manifest.model.layers_path,
+            patience=self._patience,
+            trace=self._trace,
+            context_limit=self._limit,
+            reserved_tokens=self.reserved_tokens,
+            draft=self.draft,
+            on_text=pieces.put,
+        )
+        return pieces, self._worker.submit(work, on_end=lambda: pieces.put(None))
 
     def _require_open(self) -> None:
         if self._closing:
-            raise StreamError("the model is closed; open it again")
+            raise _closed()
+
+
+def _closed() -> StreamError:
+    return StreamError("the model is closed; open it again")
 
 
 def _until_end(pieces: SimpleQueue[str | None], job: Job[Generation]) -> Iterator[str]:

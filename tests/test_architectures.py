@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ REFUSED = {
     "cpmant": "a learned prompt of its own",
     "falcon": "those of FalconLinear",
     "gpt2": "Conv1D",
-    "mamba2": "a weight of 3 dimensions",
+    "mamba2": "another way than a KV cache|a weight of 3 dimensions",
     "rwkv": "another way than a KV cache",
     "mixtral": "a mixture of 8 experts",
     "paligemma": "is multimodal, and not of those",
@@ -44,4 +45,4 @@ def test_a_type_that_converts_runs_as_with_transformers(name: str, tmp_path: Pat
 @pytest.mark.parametrize("name", REFUSED)
 def test_another_type_is_refused_before_any_work(name: str, tmp_path: Path) -> None:
     outcome = sweep(name, tmp_path)
-    assert REFUSED[name] in outcome.refusal and not outcome.fault, outcome
+    assert re.search(REFUSED[name], outcome.refusal) and not outcome.fault, outcome

@@ -25,9 +25,9 @@ _JOIN_S = 90.0  # more than any watchdog's, so that its error is the one that is
 class Job(Generic[T]):
     """WAITING -a thread takes it-> RUNNING -> DONE; `cancel` asks for an early end."""
 
-    def __init__(self, work: Callable[[], T]) -> None:
+    def __init__(self, work: Callable[[], T], on_end: Callable[[], object] | None = None) -> None:
         self.cancelled = threading.Event()
-        self._work = work
+        self._work, self._on_end = work, on_end
         self.over = False
         # Only wakes who waits: Ctrl-C can come as somebody has just taken what is in it.
         self._done: SimpleQueue[None] = SimpleQueue()
@@ -47,8 +47,19 @@ class Job(Generic[T]):
         except BaseException as error:  # raised again in the thread that waits
             self._error = error
         finally:
+            if self._on_end is not None:
+                self._on_end()
             self.over = True
             self._done.put(None)
+
+    def refuse(self, error: Exception) -> None:
+        """End it with `error` instead of doing the work."""
+
+        def fail() -> T:
+            raise error
+
+        self._work = fail
+        self.run()
 
     def cancel(self) -> None:
         """Ask the work to end. Waits not."""
@@ -107,15 +118,23 @@ class Worker:
         self._jobs: SimpleQueue[Job[Any] | None] = SimpleQueue()
         self._life = beside(name, self._live)
 
-    def submit(self, work: Callable[[], T]) -> Job[T]:
-        """Queue the work. Waits not."""
-        job = Job(work)
+    def submit(
+        self, work: Callable[[], T], *, on_end: Callable[[], object] | None = None
+    ) -> Job[T]:
+        """Queue the work; `on_end()` follows it, however it ended. Waits not."""
+        job = Job(work, on_end)
         self._jobs.put(job)
         return job
 
     def call(self, work: Callable[[], T]) -> T:
         """Do it, after what was queued before; waits. Raises what it raises."""
         return self.submit(work).result()
+
+    def refuse_waiting(self, error: Exception) -> None:
+        """What is queued and has not begun ends in `error`."""
+        with contextlib.suppress(Empty):
+            while (job := self._jobs.get_nowait()) is not None:
+                job.refuse(error)
 
     def close(self) -> None:
         """End the thread; waits for what is queued. Raises StalledError if it is stuck."""

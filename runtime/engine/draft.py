@@ -86,14 +86,16 @@ class DraftProposer:
     would be drawn wherever its logits are like the large model's.
     """
 
-    def __init__(self, sequence: CachedSequence, sampler: Sampler) -> None:
-        self._sequence, self._sampler = sequence, sampler
+    def __init__(self, sequence: CachedSequence, sampler: Sampler, count: int) -> None:
+        """Proposes `count` tokens at a time."""
+        self._sequence, self._sampler, self._count = sequence, sampler, count
         self._tried = 0
 
-    def propose(self, ids: Sequence[int], count: int) -> list[int]:
-        """At most `count` tokens to follow `ids`; waits. Raises CancelledError."""
+    def propose(self, ids: Sequence[int], most: int) -> list[int]:
+        """At most `most` tokens to follow `ids`; waits. Raises CancelledError."""
         room = self._sequence.room(len(ids))
-        count = count if room is None else min(count, room)
+        count = min(most, self._count) if room is None else min(most, self._count, room)
+        count = max(0, count)
         text = list(ids)
         for number in range(count):
             text += self._sampler.choose(self._sequence.extend(text), len(text))

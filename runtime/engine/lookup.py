@@ -13,12 +13,14 @@ _LONGEST, _SHORTEST = 3, 1
 class Lookup:
     """Remembers where each run of one to three tokens of a sequence was last seen."""
 
-    def __init__(self) -> None:
+    def __init__(self, count: int) -> None:
+        """Proposes `count` tokens at a time."""
+        self._count = count
         self._ends: dict[tuple[int, ...], int] = {}
         self._seen = 0
 
-    def propose(self, ids: Sequence[int], count: int) -> list[int]:
-        """At most `count` tokens that may follow `ids`, an extension of what was given before."""
+    def propose(self, ids: Sequence[int], most: int) -> list[int]:
+        """At most `most` tokens that may follow `ids`, an extension of what was given before."""
         for end in range(self._seen, len(ids) - 1):  # but for the end itself
             for length in range(_SHORTEST, min(_LONGEST, end + 1) + 1):
                 self._ends[tuple(ids[end + 1 - length : end + 1])] = end + 1
@@ -26,5 +28,8 @@ class Lookup:
         for length in range(min(_LONGEST, len(ids)), _SHORTEST - 1, -1):
             follows = self._ends.get(tuple(ids[len(ids) - length :]))
             if follows is not None:
-                return list(ids[follows : follows + count])
+                return list(ids[follows : follows + min(most, self._count)])
         return []
+
+    def accepted(self, count: int) -> None:
+        """The text tells."""

@@ -59,12 +59,35 @@ class CachedSequence:
         """Run the tokens of the whole sequence `ids` that the cache lacks, in one pass or several.
 
         Returns the logits (rows, vocabulary) of the last `rows` of them. `check` makes the context
-        of a pass of several rows. Raises StreamError, CancelledError.
+        of a pass of several rows behind a prompt. Raises StreamError, CancelledError.
         """
         room = self._rope.room(self._known)
-        if not self._known or (room is not None and len(ids) - self._known > room):
-            return self._run_prompt(ids, rows)
-        return self._run(ids[self._known :], rows, check if rows > 1 else None)
+        is_prompt = not self._known or (room is not None and len(ids) - self._known > room)
+        forgets = self._forgets
+        if is_prompt:
+            self._start(len(ids))
+        with contextlib.ExitStack() as around:
+            if is_prompt:
+                around.enter_context(self._rope.prompt(len(ids)))
+            elif check is not None and rows > 1:
+                around.enter_context(check())
+            while True:
+                self._patience.check()
+                begin_s = time.perf_counter()
+                piece = ids[self._known : self._known + PREFILL_TOKENS]
+                is_last = self._known + len(piece) == len(ids)
+                tokens = torch.tensor([list(piece)], device=self._network.device)
+                logits = step(self._network, tokens, self._cache, rows=rows if is_last else 1)
+                self._known += len(piece)
+                if self._steps is not None:
+                    self._steps.ran(len(piece), begin_s)
+                if is_last:
+                    break
+                if self._steps is not None:
+                    self._steps.known(0)
+        if is_prompt and forgets:
+            self.may_forget()
+        return logits
 
     def forget(self, count: int) -> None:
         """Take the last `count` tokens back; only what the last `extend` brought.
@@ -81,29 +104,8 @@ class CachedSequence:
         self._cache.activate_past_recording()
         self._forgets = True
 
-    def _run_prompt(self, ids: Sequence[int], rows: int) -> torch.Tensor:
+    def _start(self, num_tokens: int) -> None:
         from layerpack.runtime.kv.reserved import reserved_cache  # late: it imports transformers
 
-        self._cache = reserved_cache(self._network.config, max(self._max_tokens, len(ids)))
-        self._known = 0
-        forgets, self._forgets = self._forgets, False
-        with self._rope.prompt(len(ids)):
-            while len(ids) - self._known > PREFILL_TOKENS:
-                self._run(ids[self._known : self._known + PREFILL_TOKENS], 1, None)
-                if self._steps is not None:
-                    self._steps.known(0)
-            logits = self._run(ids[self._known :], rows, None)
-        if forgets:
-            self.may_forget()
-        return logits
-
-    def _run(self, ids: Sequence[int], rows: int, check: Check | None) -> torch.Tensor:
-        self._patience.check()
-        begin_s = time.perf_counter()
-        tokens = torch.tensor([list(ids)], device=self._network.device)
-        with contextlib.nullcontext() if check is None else check():
-            logits = step(self._network, tokens, self._cache, rows=rows)
-        self._known += len(ids)
-        if self._steps is not None:
-            self._steps.ran(len(ids), begin_s)
-        return logits
+        self._cache = reserved_cache(self._network.config, max(self._max_tokens, num_tokens))
+        self._known, self._forgets = 0, False

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from queue import Empty, SimpleQueue
 from types import TracebackType
 
@@ -167,20 +168,20 @@ class WeightStream:
         self._spans.end(self._slices[place].title)
         self._lane.mark_free((self._acquired - 1) % self._num_slots)
         self._released = self._acquired
-        if self._thread is None:
-            self._copy_here()
+        if self._thread is None:  # all bytes are at hand
+            with self._errors_named():
+                self._copy()
         else:
             self._free.put(None)
         self._in_order = True
 
-    def _copy_here(self) -> None:
-        """Order the next copy in this thread: all bytes are at hand."""
+    @contextmanager
+    def _errors_named(self) -> Iterator[None]:
         try:
-            self._copy(self._issued)
+            yield
         except Exception as error:
             self._error = error
             self._raise()
-        self._issued += 1
 
     def _raise(self) -> None:
         error = self._error
@@ -197,7 +198,8 @@ class WeightStream:
         self._reset(place)
         if not self._extents:
             for _ in range(self._num_slots):
-                self._copy_here()
+                with self._errors_named():
+                    self._copy()
         else:
             assert self._make_ring is not None, "slices on disk need a ring"
             self._ring = self._make_ring(self._extent_order())
@@ -249,16 +251,16 @@ class WeightStream:
                 self._free.get()
                 if self._stopping:
                     return
-                self._copy(self._issued)
-                self._issued += 1
+                self._copy()
                 self._ready.put(None)
         except BaseException as error:  # any end of the feeder must wake the forward pass
             self._error = error
             self._ready.put(None)
 
-    def _copy(self, sequence: int) -> None:
-        place = (self._start + sequence) % len(self._slices)
-        part, slot = self._slices[place], sequence % self._num_slots
+    def _copy(self) -> None:
+        """Order the next copy."""
+        place = (self._start + self._issued) % len(self._slices)
+        part, slot = self._slices[place], self._issued % self._num_slots
         lane, clock = self._lane, self._trace.clock
         begin_s = time.perf_counter()
         lane.begin_copy(slot)
@@ -270,6 +272,7 @@ class WeightStream:
             self._copy_extents(part, place, slot)
         lane.end_copy(slot)
         self._trace.copy(part.title, begin_s, time.perf_counter(), part.length_bytes)
+        self._issued += 1
 
     def _copy_extents(self, part: Slice, place: int, slot: int) -> None:
         ring, clock = self._ring, self._trace.clock

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from safetensors.torch import load_file, save_file
 from support.packs.comparing import differing
 from transformers import AutoModelForCausalLM, CompressedTensorsConfig
@@ -94,6 +96,8 @@ def test_weights_are_those_of_compressed_tensors(
     checkpoint: Path, tmp_path: Path, strategy: str, dtype: torch.dtype
 ) -> None:
     """transformers loads the checkpoint by that library; what it loads is saved and converted."""
+    if dtype is torch.float32 and Version(transformers.__version__) < Version("5.24"):
+        pytest.skip("older versions of transformers round scales to the model's type on loading")
     tensors = load_file(checkpoint / "model.safetensors")
     for name, weight in list(tensors.items()):
         if "_proj" in name:

@@ -76,9 +76,9 @@ def test_logits_and_greedy_text_equal_the_reference(pack_from: PackFrom, source:
 def test_with_itself_as_draft(pack_from: PackFrom) -> None:
     pack = pack_from("checkpoint")
     with Model.open(pack, OpenOptions(device="cpu", draft=str(pack))) as model:
-        plain = model.generate(STORY, GenerateOptions(max_new_tokens=64, draft_tokens=0))
-        drafted = model.generate(STORY, GenerateOptions(max_new_tokens=64))
-    assert len(plain.token_ids) == plain.passes == 64
+        plain = model.generate(STORY, GenerateOptions(max_new_tokens=24, draft_tokens=0))
+        drafted = model.generate(STORY, GenerateOptions(max_new_tokens=24))
+    assert len(plain.token_ids) == plain.passes == 24
     assert drafted.token_ids == plain.token_ids and drafted.text == plain.text
     assert drafted.passes <= plain.passes / 4
-    assert drafted.accepted_tokens == 64 - drafted.passes <= drafted.proposed_tokens
+    assert drafted.accepted_tokens == 24 - drafted.passes <= drafted.proposed_tokens
