@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from layerpack.formats.each_file import Report, for_each_file
+from layerpack.formats.each_file import ReportBytes, for_each_file
 from layerpack.formats.pack import Pack
 from layerpack.formats.read import open_reader
 from layerpack.formats.units import MIB
@@ -35,7 +35,7 @@ def read_all(pack: Pack, *, num_threads: int, buffer_bytes: int) -> None:
     reader = open_reader(pack.blob_path(pack.manifest.blobs[0]))
     sizes = {pack.blob_path(blob): blob.file_bytes for blob in pack.manifest.blobs}
 
-    def work(path: Path, report: Report) -> None:
+    def work(path: Path, report: ReportBytes) -> None:
         buffer = memoryview(mmap.mmap(-1, buffer_bytes))
         for begin in range(0, sizes[path], buffer_bytes):
             length = min(buffer_bytes, sizes[path] - begin)

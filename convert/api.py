@@ -27,15 +27,10 @@ from layerpack.convert.plan.structure import find_structure
 from layerpack.convert.source.protocol import Source
 from layerpack.formats.digest import bytes_digest
 from layerpack.formats.disk import is_full
+from layerpack.formats.each_file import ProgressCallback
 from layerpack.formats.errors import CapacityError, TargetError
 from layerpack.formats.manifest import facts as pack
 from layerpack.formats.manifest.document import dump_manifest
-
-ProgressCallback = Callable[[int, int], None]
-"""Called with bytes done and bytes in all, from several threads but one at a time.
-
-What is downloaded counts twice: when it arrives and when it is converted.
-"""
 
 
 def convert(
@@ -137,7 +132,7 @@ def make_manifest(
         )
     return pack.Manifest(
         producer=producer(),
-        source=pack.Source(
+        source=pack.SourceRecord(
             kind=source.kind,
             id=source.id,
             revision=source.revision,

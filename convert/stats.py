@@ -70,7 +70,7 @@ def blob_errors(
                 yield comparison.run({item.spec.name: item for item in planned.items}, report)
 
 
-def _default_source(source: formats.Source) -> str:
+def _default_source(source: formats.SourceRecord) -> str:
     if source.kind != "hub":
         return source.id
     from huggingface_hub import try_to_load_from_cache

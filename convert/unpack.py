@@ -12,7 +12,7 @@ from pathlib import Path
 from layerpack.convert.output.destination import Destination
 from layerpack.formats.digest import Digest, bytes_digest
 from layerpack.formats.disk import is_full
-from layerpack.formats.each_file import ProgressCallback, Report, for_each_file
+from layerpack.formats.each_file import ProgressCallback, ReportBytes, for_each_file
 from layerpack.formats.errors import PackError, StreamError, TargetError
 from layerpack.formats.frames.table import FrameTable
 from layerpack.formats.manifest.document import dump_manifest
@@ -121,7 +121,7 @@ def _expand_blobs(pack: Pack, destination: Destination, progress: ProgressCallba
 
 
 def _expand(
-    pack: Pack, blob: Blob, destination: Destination, reader: Reader, report: Report
+    pack: Pack, blob: Blob, destination: Destination, reader: Reader, report: ReportBytes
 ) -> None:
     table, source, digest = blob.frames, pack.blob_path(blob), Digest()
     cuts = list(_cuts(blob.raw_bytes, table))

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
-Report = Callable[[int], None]
+ReportBytes = Callable[[int], None]
 """Takes the bytes done since the last call."""
 ProgressCallback = Callable[[int, int], None]
 """Called with bytes done and bytes in all, from several threads but one at a time."""
@@ -21,7 +21,7 @@ class _StoppedError(Exception):
 
 def for_each_file(
     items: Sequence[T],
-    work: Callable[[T, Report], R],
+    work: Callable[[T, ReportBytes], R],
     *,
     num_threads: int,
     total_bytes: int,

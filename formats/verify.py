@@ -13,7 +13,7 @@ from pathlib import Path
 
 from layerpack.formats.blob import nf4
 from layerpack.formats.digest import Digest
-from layerpack.formats.each_file import ProgressCallback, Report, for_each_file
+from layerpack.formats.each_file import ProgressCallback, ReportBytes, for_each_file
 from layerpack.formats.errors import PackError, StreamError
 from layerpack.formats.machine_faults import raise_machine_fault
 from layerpack.formats.manifest.document import parse_manifest
@@ -113,7 +113,7 @@ def require_intact(path: Path | str, progress: ProgressCallback | None = None) -
 
 
 def check_file(
-    pack: Pack, file: Blob | FileEntry, reader: Reader, report: Report
+    pack: Pack, file: Blob | FileEntry, reader: Reader, report: ReportBytes
 ) -> Difference | None:
     """One file against the manifest: size, header, digest, the states of its weights."""
     name = file.file if isinstance(file, Blob) else file.name
@@ -137,7 +137,7 @@ def _absent(name: str) -> Difference:
 
 
 def _content(
-    pack: Pack, file: Blob | FileEntry, path: Path, reader: Reader, report: Report
+    pack: Pack, file: Blob | FileEntry, path: Path, reader: Reader, report: ReportBytes
 ) -> tuple[How, str]:
     """How a file of the right size differs; with an empty text if it does not."""
     try:
@@ -153,7 +153,7 @@ def _content(
     return How.DIGEST, "" if same else "has other content than was written (digest)"
 
 
-def _digest(path: Path, file_bytes: int, reader: Reader, report: Report) -> str:
+def _digest(path: Path, file_bytes: int, reader: Reader, report: ReportBytes) -> str:
     digest = Digest()
     if not file_bytes:
         return digest.text

@@ -15,7 +15,7 @@ from layerpack.formats.manifest.facts import (
     Model,
     Quantization,
     Role,
-    Source,
+    SourceRecord,
 )
 
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -69,7 +69,7 @@ def manifest_of(
     """The manifest of a pack of these blobs, made by no conversion; `source` says what it is."""
     return Manifest(
         producer="layerpack benchmarks",
-        source=Source(kind="directory", id=source, revision=None, files=()),
+        source=SourceRecord(kind="directory", id=source, revision=None, files=()),
         model=Model(
             architecture=config["architectures"][0],
             layers_path="model.layers",

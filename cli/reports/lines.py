@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from layerpack.formats.manifest.facts import Blob, Manifest, Source
+from layerpack.formats.manifest.facts import Blob, Manifest, SourceRecord
 from layerpack.formats.summary import (
     BlobSummary,
     PassBytes,
@@ -57,7 +57,7 @@ def facts_lines(title: str, manifest: Manifest) -> Iterator[str]:
     yield printable(f"made by       {manifest.producer}")
 
 
-def source_line(source: Source) -> str:
+def source_line(source: SourceRecord) -> str:
     """Where weights come from, at which commit, and how much there is of them."""
     text = f"{source.kind} {source.id}"
     if source.revision:

@@ -21,7 +21,7 @@ class Outline:
     `place` is where the source really is.
     """
 
-    source: pack.Source
+    source: pack.SourceRecord
     place: str
     architecture: str
     blobs: dict[str, int]
@@ -69,8 +69,10 @@ def parse_outline(fields: Mapping[str, Any]) -> Outline | None:
     )
 
 
-def _source(kind: str, name: str, revision: str | None, files: Mapping[str, int]) -> pack.Source:
-    return pack.Source(
+def _source(
+    kind: str, name: str, revision: str | None, files: Mapping[str, int]
+) -> pack.SourceRecord:
+    return pack.SourceRecord(
         kind=kind,
         id=name,
         revision=revision,

@@ -41,7 +41,7 @@ class FileEntry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
+class SourceRecord:
     """Where the weights came from. `kind`: hub, directory or gguf; `revision`: a commit or None."""
 
     kind: str
@@ -161,7 +161,7 @@ class Manifest:
     """
 
     producer: str
-    source: Source
+    source: SourceRecord
     model: Model
     quantization: Quantization
     blobs: tuple[Blob, ...]

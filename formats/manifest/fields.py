@@ -17,7 +17,7 @@ from layerpack.formats.manifest.facts import (
     Model,
     Quantization,
     Role,
-    Source,
+    SourceRecord,
 )
 
 
@@ -59,8 +59,8 @@ class ManifestReader:
             library=self.take(fields, "library", _is_text, where, ""),
         )
 
-    def source(self, fields: Any) -> Source:
-        return Source(
+    def source(self, fields: Any) -> SourceRecord:
+        return SourceRecord(
             kind=self.take(fields, "kind", _is_text, "source.", ""),
             id=self.take(fields, "id", _is_text, "source.", ""),
             revision=self.take(fields, "revision", _is_text_or_none, "source.", None),

@@ -15,7 +15,7 @@ from layerpack.formats.manifest.facts import (
     Model,
     Quantization,
     Role,
-    Source,
+    SourceRecord,
 )
 
 _VOCABULARY = 21
@@ -55,7 +55,7 @@ def write_small_pack(
     blobs.append(write_random_blob(path / "head.safetensors", Role.HEAD, None, *last))
     manifest = Manifest(
         producer="tests",
-        source=Source(
+        source=SourceRecord(
             kind="hub",
             id="org/small",
             revision="c" * 40,

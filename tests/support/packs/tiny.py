@@ -16,7 +16,7 @@ from layerpack.formats.manifest.facts import (
     Model,
     Quantization,
     Role,
-    Source,
+    SourceRecord,
 )
 
 SIDE = 16
@@ -41,7 +41,7 @@ def write_tiny_pack(path: Path) -> Manifest:
         (path / name).write_bytes(data)
     manifest = Manifest(
         producer="tests",
-        source=Source(kind="directory", id="random", revision=None, files=()),
+        source=SourceRecord(kind="directory", id="random", revision=None, files=()),
         model=Model(
             architecture="Tiny",
             layers_path="layers",
