@@ -42,7 +42,8 @@ def convert(
 ) -> pack.Manifest:
     """Convert a checkpoint (directory, GGUF file or Hub repo id) to a pack at `out`.
 
-    After any break the same call goes on where it was, with the same bytes in the end. `announce`
+    After any break the same call goes on where it was, with the same bytes in the end. `progress`
+    gets bytes done and bytes in all; what is downloaded counts when it arrives, too. `announce`
     is told what there is to do, before any weight is read and before space is found to lack. Raises
     SourceError, TargetError (DiskFullError), UnsupportedError or HubError; nothing appears under
     the target's name unless it is whole.
