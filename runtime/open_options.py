@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from layerpack.formats.errors import OptionError
+from layerpack.runtime.core.checked import is_number, require_wholes
 from layerpack.runtime.plan.plan import Limits
 
 DEFAULT_CONTEXT_TOKENS = 4096
@@ -36,6 +38,12 @@ class OpenOptions:
     watchdog_s: float = 60.0
     refresh: bool = False
     attention: str | None = None
+
+    def __post_init__(self) -> None:
+        """Raises OptionError for values that mean nothing."""
+        require_wholes(self, {"context_tokens": 1, "proposed_tokens": 0, "extra_vram_bytes": 0})
+        if not is_number(self.watchdog_s) or self.watchdog_s <= 0:
+            raise OptionError(f"watchdog_s {self.watchdog_s!r}: give a number above 0")
 
     @property
     def planned_tokens(self) -> int:

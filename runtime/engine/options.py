@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from layerpack.formats.errors import OptionError
+from layerpack.runtime.core.checked import is_number, require_whole
 
 DRAFT_TOKENS = 16
 """Tokens proposed per pass unless asked otherwise.
@@ -56,18 +56,7 @@ class GenerateOptions:
             require_whole("prompt_lookup_tokens", self.prompt_lookup_tokens, 1)
         if self.seed is not None:
             require_whole("seed", self.seed, 0, SEEDS - 1)
-        if not _is_number(self.temperature) or self.temperature < 0:
+        if not is_number(self.temperature) or self.temperature < 0:
             raise OptionError(f"temperature {self.temperature!r}: give a number from 0 on")
-        if not _is_number(self.top_p) or not 0 < self.top_p <= 1:
+        if not is_number(self.top_p) or not 0 < self.top_p <= 1:
             raise OptionError(f"top_p {self.top_p!r}: give a number above 0 and up to 1")
-
-
-def require_whole(name: str, value: object, least: int, most: int | None = None) -> None:
-    """Raises OptionError unless `value` is a whole number from `least` to `most`."""
-    if type(value) is not int or value < least or (most is not None and value > most):
-        bounds = f"from {least} on" if most is None else f"from {least} to {most}"
-        raise OptionError(f"{name} {value!r}: give a whole number {bounds}")
-
-
-def _is_number(value: object) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]

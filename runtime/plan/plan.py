@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from layerpack.formats.units import MIB
+from layerpack.runtime.core.checked import require_wholes
 from layerpack.runtime.core.slices import Slice
 from layerpack.runtime.plan.compression import CompressionEffect
 
@@ -55,6 +56,11 @@ class Limits:
     num_slots: int = 3
     vram_slices: int | None = None
     host_slices: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raises OptionError for values that mean nothing."""
+        least = {"vram_bytes": 0, "ram_bytes": 0, "vram_slices": 0, "host_slices": 0}
+        require_wholes(self, least | {"num_slots": 2})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
