@@ -77,22 +77,21 @@ from layerpack.cli.quick_imports import quick_imports
 @click.option(
     "--draft-tokens",
     type=click.IntRange(1),
-    default=16,
+    default=64,
     show_default=True,
-    help="Tokens that the draft proposes per pass.",
+    help="Tokens that the draft proposes per pass, as a tree.",
 )
 @click.option(
     "--prompt-lookup",
     type=click.IntRange(1),
     metavar="N",
-    help="Try N tokens a pass that the prompt suggests.",
+    help="Try N tokens a pass that the text so far suggests, beside a draft's or alone.",
 )
 @click.option(
-    "--exact/--fast",
-    default=True,
-    show_default=True,
-    help="Check proposed tokens as plain decoding would, or all at once: less work for the "
-    "device, but rounding may part the text from the undrafted one.",
+    "--same-bits",
+    is_flag=True,
+    help="Compute single tokens of a model that lies in VRAM as a whole as it does many at a time, "
+    "so that proposals change no bit. Others do anyway.",
 )
 @click.option("--profile", is_flag=True, help="Print where the time of each pass went.")
 @click.option(
@@ -109,8 +108,6 @@ def generate(pack: str, prompt: str | None, prompt_file: str | None, **options: 
     The text goes to standard output as it comes, a summary line to standard error.
     """
     options["began_s"] = time.perf_counter()
-    if options["draft"] is not None and options["prompt_lookup"] is not None:
-        raise click.UsageError("give --draft or --prompt-lookup, not both")
     if options["raw"] and options["system"] is not None:
         raise click.UsageError("--system goes into the chat template, which --raw leaves out")
     if options["raw"] and options["template_arguments"]:

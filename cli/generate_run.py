@@ -44,7 +44,6 @@ def run(path: Path, prompt: str, options: dict[str, Any], *, on_open: Callable[[
         template_arguments=options["template_arguments"],
         draft_tokens=options["draft_tokens"],
         prompt_lookup_tokens=options["prompt_lookup"],
-        exact=options["exact"],
     )
     pack = Pack.open(path)
     drafting = options["draft"] is not None
@@ -53,7 +52,9 @@ def run(path: Path, prompt: str, options: dict[str, Any], *, on_open: Callable[[
         limits=limits_of(options),
         context_tokens=options["context"] or tokens_needed(pack, prompt, wanted),
         draft=options["draft"],
-        proposed_tokens=options["prompt_lookup"] or (options["draft_tokens"] if drafting else 0),
+        proposed_tokens=(options["prompt_lookup"] or 0)
+        + (options["draft_tokens"] if drafting else 0),
+        same_bits=options["same_bits"],
     )
     trace_file = Path(options["profile_trace"]) if options["profile_trace"] else None
     if trace_file is not None:

@@ -48,18 +48,20 @@ def render(found: list[Outcome]) -> str:
         f"transformers {transformers.__version__} knows as a causal or multimodal language model,",
         "converts it, verifies the pack, generates from it on a CPU, and compares logits and",
         "greedy text with transformers on the same pack. What is not the same is refused, by name,",
-        "before any work.",
+        "before any work. It also runs tokens alone, in pieces and in trees: a token's logits are",
+        "the same to the bit, or the type takes no rows and its proposals cannot be checked.",
         "",
         f"## {len(converted)} types convert",
         "",
         "The largest difference of a logit is that of bfloat16 sums in another order, or none. Of",
         "multimodal types the text model becomes the pack.",
         "",
-        "| type | becomes | largest difference |",
-        "| --- | --- | --- |",
+        "| type | becomes | largest difference | several tokens checked in a pass |",
+        "| --- | --- | --- | --- |",
     ]
     for o in converted:
-        lines.append(f"| {o.model_type} | {o.architecture} | {o.difference:.2g} |")
+        checked = f"no: {o.no_rows}" if o.no_rows else "yes"
+        lines.append(f"| {o.model_type} | {o.architecture} | {o.difference:.2g} | {checked} |")
     lines += [
         "",
         f"## {len(refused)} types are refused",

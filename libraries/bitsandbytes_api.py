@@ -67,13 +67,11 @@ def nf4_linear(
     compute_dtype: torch.dtype,
 ) -> torch.Tensor:
     """`bitsandbytes.matmul_4bit`: x (…, in) with `state.shape` (out, in) to (…, out)."""
-    if codes is None or state is None:
-        raise RuntimeError("a streamed linear layer ran before its weights were bound to it")
     inputs = x.to(compute_dtype)
     if bias is not None:
         bias = bias.to(compute_dtype)
-    if x.device.type == "cpu":
-        weight = dequantise_on_cpu(codes, state).to(compute_dtype)
+    if x.device.type == "cpu" or codes is None:
+        weight = dequantise(codes, state).to(compute_dtype)
         return torch.nn.functional.linear(inputs, weight, bias).to(x.dtype)
     import bitsandbytes
 
@@ -81,14 +79,17 @@ def nf4_linear(
     return product.to(x.dtype)
 
 
-def dequantise_on_cpu(codes: torch.Tensor | None, state: Any) -> torch.Tensor:
-    """The weight (out, in) in the state's dtype.
+def dequantise(codes: torch.Tensor | None, state: Any) -> torch.Tensor:
+    """The weight (out, in) in the state's dtype, on the codes' device.
 
     bitsandbytes' AVX512 kernel restarts blocks at each row, which is wrong where `in` is no
     multiple of the block size; seen as one long row, the weight comes out right on every CPU.
     """
+    if codes is None or state is None:
+        raise RuntimeError("a streamed linear layer ran before its weights were bound to it")
     shape = state.shape
-    state.shape = torch.Size((1, shape.numel()))
+    if codes.device.type == "cpu":
+        state.shape = torch.Size((1, shape.numel()))
     try:
         weight: torch.Tensor = functional().dequantize_4bit(codes, state)
     finally:

@@ -6,9 +6,10 @@ with, is used in this file and in its neighbours `transformers_rope.py` and `ggu
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,29 @@ def forward_arguments(network: Any, cache: Any, logits: int) -> dict[str, Any]:
     if "logits_to_keep" in known:
         arguments["logits_to_keep"] = logits
     return arguments
+
+
+def takes_attention_functions(network: Any) -> bool:
+    """Whether its layers call attention through transformers' AttentionInterface."""
+    return bool(getattr(network, "_supports_attention_backend", False))
+
+
+@contextlib.contextmanager
+def attention_by(network: Any, function: Callable[..., Any]) -> Iterator[None]:
+    """In the block the network's layers call `function` for attention, and no mask is made."""
+    interface = quiet().AttentionInterface
+    name = f"layerpack_{id(network)}"  # the table is every network's
+    interface.register(name, function)
+    configs = {id(config): config for config in (network.config, network.config.get_text_config())}
+    before = [(config, config._attn_implementation_internal) for config in configs.values()]
+    for config, _ in before:
+        config._attn_implementation_internal = name
+    try:
+        yield
+    finally:
+        for config, usual in before:
+            config._attn_implementation_internal = usual
+        interface._global_mapping.pop(name)
 
 
 def swap_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -11,19 +10,25 @@ from typing import Any
 
 import torch
 
-from layerpack.formats.errors import PromptError, StreamError
+from layerpack.formats.errors import StreamError
 from layerpack.formats.text import first_line
 from layerpack.runtime.core.device_errors import device_errors
 from layerpack.runtime.core.patience import CancelledError, Patience
-from layerpack.runtime.engine.draft import Draft, DraftProposer
-from layerpack.runtime.engine.lookup import Lookup
+from layerpack.runtime.engine.draft import Draft
 from layerpack.runtime.engine.options import GenerateOptions
 from layerpack.runtime.engine.prompt import Message, encode_prompt, tokens_left
+from layerpack.runtime.engine.proposers import (
+    DraftProposer,
+    LookupProposer,
+    Proposer,
+    shape_of,
+)
 from layerpack.runtime.engine.sampling import Sampler
-from layerpack.runtime.engine.sequence import CachedSequence
+from layerpack.runtime.engine.sequence import AnySequence, PlainSequence, RowSequence
 from layerpack.runtime.engine.text_sink import TextSink
-from layerpack.runtime.network.exact import token_by_token
-from layerpack.runtime.trace.steps import Pass, Steps
+from layerpack.runtime.engine.tree import Tree, follow
+from layerpack.runtime.network.row_network import RowNetwork
+from layerpack.runtime.trace.steps import Steps
 from layerpack.runtime.trace.trace import Trace
 
 
@@ -68,11 +73,11 @@ class Generation:
 @device_errors("in a pass")
 def run_generation(
     network: Any,
+    rows: RowNetwork | None,
     tokenizer: Any,
     prompt: str | Sequence[Message],
     options: GenerateOptions,
     *,
-    layers_path: str,
     patience: Patience,
     trace: Trace,
     context_limit: int | None = None,
@@ -80,13 +85,11 @@ def run_generation(
     draft: Draft | None = None,
     on_text: Callable[[str], None] | None = None,
 ) -> Generation:
-    """See `Model.generate`; the decoder layers are at `layers_path` of `network`.
+    """See `Model.generate`; `rows` is the network for tables of rows, None if it takes none.
 
     `context_limit` is the model's, `reserved_tokens` the most that memory was set aside for; None
     where there is no bound.
     """
-    if draft is not None and options.prompt_lookup_tokens is not None and options.draft_tokens:
-        raise PromptError("a draft and prompt lookup exclude each other; ask for one of them")
     ids = encode_prompt(tokenizer, prompt, options, embedding_rows=_embedding_rows(network))
     prompt_tokens = len(ids)
     most = prompt_tokens + tokens_left(
@@ -98,30 +101,27 @@ def run_generation(
     begin_s = time.perf_counter()  # before the first step begins: together they take no longer
     steps, sampler, sink = Steps(trace), Sampler(options), TextSink(tokenizer, on_text)
     ends, finish = _end_ids(network), "length"
-    exactly = functools.partial(token_by_token, network, layers_path) if options.exact else None
+    decode_passes = num_proposed = 0
     with ExitStack() as stack:
         stack.enter_context(_memory_named())
-        opened = functools.partial(CachedSequence.opened, max_tokens=most, patience=patience)
-        sequence = stack.enter_context(opened(network, steps=steps))
-        drafted = stack.enter_context(opened(draft.network)) if draft is not None else None
-        proposer = _proposer(options, drafted, sampler)
+        sequence, proposer = _begin(
+            stack, network, rows, draft, options, sampler, most, patience=patience, steps=steps
+        )
         try:
             while finish == "length" and len(ids) < most:
-                proposed: list[int] = []
+                tree = Tree()
                 if proposer is not None and len(ids) > prompt_tokens:
                     room = sequence.room(len(ids))
                     left = most - len(ids) - 1
-                    proposed = proposer.propose(ids, left if room is None else min(left, room))
+                    tree = proposer.propose(ids, left if room is None else min(left, room))
                     steps.proposed()
-                logits = sequence.extend(ids + proposed, rows=1 + len(proposed), check=exactly)
-                if proposer is not None and len(ids) == prompt_tokens:
-                    sequence.may_forget()
-                chosen = sampler.choose(logits, len(ids))
-                right = _equal_front(proposed, chosen)
-                sequence.forget(len(proposed) - right)
+                logits = sequence.extend(ids, tree)
+                new, right = follow(tree, sampler.chooser(logits, len(ids)))
+                sequence.keep(right)
                 if proposer is not None:
                     proposer.accepted(right)
-                new = _cut(chosen[: right + 1], ends)
+                decode_passes, num_proposed = decode_passes + 1, num_proposed + len(tree)
+                new = _cut(new, ends)
                 steps.known(len(new))
                 ids += new
                 sink.put(new)
@@ -131,7 +131,6 @@ def run_generation(
             finish = "interrupted"
     seconds = time.perf_counter() - begin_s
     trace.clock.finish()
-    decode_passes, num_proposed = count_proposed(steps.passes, prompt_tokens)
     return Generation(
         text=sink.text,
         token_ids=tuple(sink.token_ids),
@@ -147,6 +146,42 @@ def run_generation(
     )
 
 
+def _begin(
+    stack: ExitStack,
+    network: Any,
+    rows: RowNetwork | None,
+    draft: Draft | None,
+    options: GenerateOptions,
+    sampler: Sampler,
+    most: int,
+    *,
+    patience: Patience,
+    steps: Steps,
+) -> tuple[AnySequence, Proposer | None]:
+    """The sequence, and who proposes tokens to it."""
+    if rows is None:
+        plain = PlainSequence.opened(network, max_tokens=most, patience=patience, steps=steps)
+        return stack.enter_context(plain), None
+    proposer: Proposer | None = None
+    nodes = options.draft_tokens if draft is not None else 0
+    if draft is not None and nodes:
+        shape = shape_of(nodes)
+        drafted = RowSequence.opened(
+            draft.rows, max_tokens=most, max_nodes=shape.levels * shape.beams, patience=patience
+        )
+        proposer = DraftProposer(stack.enter_context(drafted), sampler, shape)
+    if options.prompt_lookup_tokens:
+        proposer = LookupProposer(options.prompt_lookup_tokens, proposer)
+    opened = RowSequence.opened(
+        rows,
+        max_tokens=most,
+        max_nodes=nodes + (options.prompt_lookup_tokens or 0),
+        patience=patience,
+        steps=steps,
+    )
+    return stack.enter_context(opened), proposer
+
+
 @contextmanager
 def _memory_named() -> Iterator[None]:
     try:
@@ -158,43 +193,12 @@ def _memory_named() -> Iterator[None]:
         ) from error
 
 
-def _proposer(
-    options: GenerateOptions, drafted: CachedSequence | None, sampler: Sampler
-) -> Lookup | DraftProposer | None:
-    if options.prompt_lookup_tokens is not None:
-        return Lookup(options.prompt_lookup_tokens)
-    if drafted is not None and options.draft_tokens:
-        return DraftProposer(drafted, sampler, options.draft_tokens)
-    return None
-
-
 def _cut(new: list[int], ends: set[int]) -> list[int]:
     """Up to the first end token."""
     for place, token in enumerate(new):
         if token in ends:
             return new[: place + 1]
     return new
-
-
-def count_proposed(passes: Sequence[Pass], prompt_tokens: int) -> tuple[int, int]:
-    """(passes that gave tokens, tokens proposed in all).
-
-    The first passes of a long prompt give none. Of the tokens that went in, the prompt and the
-    last token of each pass before were known; the rest was proposed.
-    """
-    seen = decode_passes = 0
-    for one in passes:
-        seen += one.num_tokens
-        decode_passes += seen >= prompt_tokens
-    return decode_passes, max(0, seen - prompt_tokens - max(0, decode_passes - 1))
-
-
-def _equal_front(some: Sequence[int], others: Sequence[int]) -> int:
-    """How many of the first elements are the same."""
-    for place, (one, other) in enumerate(zip(some, others, strict=False)):
-        if one != other:
-            return place
-    return min(len(some), len(others))
 
 
 def _end_ids(network: Any) -> set[int]:

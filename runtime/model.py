@@ -19,6 +19,7 @@ from layerpack.runtime.engine.options import GenerateOptions
 from layerpack.runtime.engine.prompt import Message
 from layerpack.runtime.generate import Generation, run_generation
 from layerpack.runtime.machine.machine import Machine
+from layerpack.runtime.network.row_network import RowNetwork
 from layerpack.runtime.open_options import OpenOptions
 from layerpack.runtime.opening import Opened, SetupTimes, opened
 from layerpack.runtime.plan.needs import context_limit
@@ -109,6 +110,16 @@ class Model:
         return self._model.network
 
     @property
+    def rows(self) -> RowNetwork | None:
+        """The same network for passes of rows (`engine.step`); None if it takes none."""
+        return self._model.rows
+
+    @property
+    def why_no_rows(self) -> str | None:
+        """Why it cannot check several proposed tokens in a pass; None if it can."""
+        return self._model.why_no_rows
+
+    @property
     def draft(self) -> Draft | None:
         """The draft that it was opened with."""
         return self._model.draft
@@ -178,10 +189,10 @@ class Model:
         work = functools.partial(
             run_generation,
             self.network,
+            self.rows,
             self.tokenizer,
             prompt,
             options,
-            layers_path=self.pack.manifest.model.layers_path,
             patience=self._patience,
             trace=self._trace,
             context_limit=self._limit,

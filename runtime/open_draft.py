@@ -18,6 +18,8 @@ from layerpack.libraries.dtypes import TORCH_DTYPES
 from layerpack.runtime.core.slices import pass_slices
 from layerpack.runtime.engine.draft import Draft, load_draft
 from layerpack.runtime.engine.options import DRAFT_TOKENS
+from layerpack.runtime.network.product import Arithmetic
+from layerpack.runtime.network.row_network import RowNetwork
 from layerpack.runtime.open_options import OpenOptions
 from layerpack.runtime.tokenizer import load_tokenizer
 
@@ -40,6 +42,7 @@ def open_draft(
         else:
             draft = load_draft(name, device=device, dtype=TORCH_DTYPES[pack.manifest.model.dtype])
         draft.check_tokens(load_tokenizer(pack.path))
+        draft.check_rows()
         yield draft
 
 
@@ -59,7 +62,10 @@ def _open_pack(
         model = stack.enter_context(open_pack(pack, settings))
     except CapacityError as reason:
         raise CapacityError(f"draft {name}: does not fit as a whole ({reason})") from reason
-    return Draft(name=name, network=model.network, tokenizer=load_tokenizer(pack.path))
+    # Its text is nobody's: the fastest products will do.
+    rows = model.rows or RowNetwork(model.network, Arithmetic(), None)
+    rows.product = None
+    return Draft(name=name, rows=rows, tokenizer=load_tokenizer(pack.path))
 
 
 def with_draft(options: OpenOptions, draft: Draft) -> OpenOptions:

@@ -24,7 +24,8 @@ class OpenOptions:
     smaller model of the same family, a directory or Hub repo or pack, that proposes tokens; it
     stays on the device. `proposed_tokens`: the most that a draft or prompt lookup will propose in a
     pass. `extra_vram_bytes`: VRAM to leave for others. `attention`: which of transformers'
-    implementations to use (None: its own choice).
+    implementations to use (None: its own choice). `same_bits`: let a model that lies in VRAM as a
+    whole compute single tokens as it does many; others do anyway.
     """
 
     device: str = "auto"
@@ -38,6 +39,7 @@ class OpenOptions:
     watchdog_s: float = 60.0
     refresh: bool = False
     attention: str | None = None
+    same_bits: bool = False
 
     def __post_init__(self) -> None:
         """Raises OptionError for values that mean nothing."""

@@ -13,17 +13,21 @@ from typing import Any
 
 import torch
 
-from layerpack.formats.errors import CapacityError, PackError
+from layerpack.formats.errors import CapacityError, PackError, SourceError
 from layerpack.formats.pack import Pack
 from layerpack.formats.units import human_bytes
 from layerpack.libraries import bitsandbytes_api
+from layerpack.libraries.dtypes import TORCH_DTYPES
 from layerpack.runtime.core.device_errors import device_errors
 from layerpack.runtime.core.patience import Patience
+from layerpack.runtime.core.slices import head_weight
 from layerpack.runtime.engine.draft import Draft
 from layerpack.runtime.loading import Loading
 from layerpack.runtime.machine.devices import capped_vram, pick_device
 from layerpack.runtime.machine.machine import Machine
 from layerpack.runtime.network.attach import attach
+from layerpack.runtime.network.product import Arithmetic, pick_product
+from layerpack.runtime.network.row_network import RowNetwork, use_arithmetic, why_no_rows
 from layerpack.runtime.network.skeleton import build_skeleton
 from layerpack.runtime.network.warm_up import touch_linear, warming_up
 from layerpack.runtime.open_draft import open_draft, with_draft
@@ -66,6 +70,8 @@ class Opened:
     machine: Machine
     plan: Plan
     network: Any
+    rows: RowNetwork | None
+    why_no_rows: str | None
     tokenizer: Any
     draft: Draft | None
     setup: SetupTimes
@@ -89,7 +95,7 @@ def opened(
             yield model
         finally:
             # Its layers see the slots: let go of their memory, and of the draft's.
-            model.network = model.draft = None
+            model.network = model.rows = model.draft = None
 
 
 def _open(
@@ -135,10 +141,19 @@ def _open(
             network = build_skeleton(pack, device=device, attention=options.attention)
             bitsandbytes_api.functional()  # half a second to seconds of importing
             touch_linear(device)
+            product = pick_product(device, TORCH_DTYPES[pack.manifest.model.dtype], _shapes(pack))
         done()
         loaded = loading.result()
         done()
         attach(network, pack, loaded, device, trace)
+    arithmetic = Arithmetic()
+    use_arithmetic(network, arithmetic)
+    # Nothing streamed could hide the decoding of a whole weight for a single row.
+    whole = device.type == "cuda" and not plan.streamed_bytes
+    arithmetic.lone_rows_in_kernel = whole and not options.same_bits
+    why_not = why_no_rows(network)
+    if why_not is not None and draft is not None:
+        raise SourceError(f"draft {draft.name}: {pack.path} cannot check its tokens ({why_not})")
     done()
     if draft is not None:
         draft.fit(network.config.get_text_config().vocab_size)
@@ -149,6 +164,8 @@ def _open(
         machine=machine,
         plan=plan,
         network=network,
+        rows=RowNetwork(network, arithmetic, product) if why_not is None else None,
+        why_no_rows=why_not,
         tokenizer=tokenizer,
         draft=draft,
         setup=SetupTimes(
@@ -159,6 +176,13 @@ def _open(
             attach_s=spans[4],
         ),
     )
+
+
+def _shapes(pack: Pack) -> list[tuple[int, int]]:
+    """Of the weights (out, in) that a pass multiplies with."""
+    found = {state.shape for blob in pack.manifest.blobs for state in blob.nf4.values()}
+    _, head, num_rows = head_weight(pack)
+    return [(shape[0], shape[1]) for shape in found] + [(num_rows, head.shape[-1])]
 
 
 def _tokenizer(pack: Pack) -> Any:

@@ -16,7 +16,8 @@ import torch
 from layerpack.formats.read import BufferedReader
 from layerpack.runtime.core.patience import Patience
 from layerpack.runtime.core.slices import Slice
-from layerpack.runtime.engine.sequence import CachedSequence, Check
+from layerpack.runtime.engine.sequence import RowSequence
+from layerpack.runtime.engine.tree import Tree
 from layerpack.runtime.model import Model
 from layerpack.runtime.stream.host_tier import HostTier
 
@@ -46,42 +47,49 @@ def measure_link_limit(slices: Sequence[Slice]) -> tuple[float, float]:
 
 
 def time_passes(
-    model: Model,
-    *,
-    context: int,
-    tokens: int,
-    passes: int,
-    warm_up: int,
-    check: Check | None = None,
+    model: Model, *, context: int, tokens: int, passes: int, warm_up: int, nodes: int = 0
 ) -> list[float]:
     """Seconds of each pass with `tokens` new tokens over a cache of `context`.
 
-    A prefill of `context` goes before them, and `warm_up` passes, `check`ed as well. The cache is
-    cropped back after each pass, so all passes are alike.
+    A prefill of `context` goes before them, and `warm_up` passes. All but the first of `tokens`,
+    and further `nodes` of a tree, are tried and taken back, so all passes are alike.
     """
     times_s: list[float] = []
-    with _opened(model, context + tokens) as sequence:
+    tried = tokens - 1 + nodes
+    with sequence_of(model, context + tokens, tried) as sequence:
         known = _ids(context)
         if context:
             sequence.extend(known)
-            sequence.may_forget()
         while context and len(times_s) < warm_up + passes:
-            times_s.append(_time(sequence, known + _ids(tokens), tokens, check))
-            sequence.forget(tokens)
+            known += _ids(1)
+            times_s.append(_time(sequence, known, _tree(tokens - 1, nodes)))
     while not context and len(times_s) < warm_up + passes:
-        with _opened(model, tokens) as sequence:
-            times_s.append(_time(sequence, _ids(tokens), 1, None))
+        with sequence_of(model, tokens, 0) as sequence:
+            times_s.append(_time(sequence, _ids(tokens), Tree()))
     return times_s[warm_up:]
 
 
-def _opened(model: Model, tokens: int) -> AbstractContextManager[CachedSequence]:
-    return CachedSequence.opened(model.network, max_tokens=tokens, patience=Patience())
+def _tree(chain: int, nodes: int) -> Tree:
+    """A chain, and further nodes in places of chance."""
+    tree = Tree()
+    for _ in range(chain):
+        tree.add(len(tree) - 1, random.randrange(256))
+    while len(tree) < chain + nodes:
+        tree.add(random.randrange(-1, len(tree)), random.randrange(256))
+    return tree
 
 
-def _time(sequence: CachedSequence, ids: list[int], rows: int, check: Check | None) -> float:
+def sequence_of(model: Model, tokens: int, nodes: int) -> AbstractContextManager[RowSequence]:
+    """A sequence of the model, with room for so much."""
+    rows = model.rows
+    assert rows is not None, model.why_no_rows
+    return RowSequence.opened(rows, max_tokens=tokens + 100, max_nodes=nodes, patience=Patience())
+
+
+def _time(sequence: RowSequence, ids: list[int], tree: Tree) -> float:
     torch.cuda.synchronize()
     begin_s = time.perf_counter()
-    int(sequence.extend(ids, rows=rows, check=check)[-1].argmax())  # a user waits for the token
+    int(sequence.extend(ids, tree)[-1].argmax())  # a user waits for the token
     torch.cuda.synchronize()
     return time.perf_counter() - begin_s
 
@@ -93,13 +101,12 @@ def _ids(count: int) -> list[int]:
 def measure_growth(model: Model, *, context: int) -> dict[str, int]:
     """How much the marks differ between the tenth pass and a hundred passes later."""
     marks = []
-    with _opened(model, context + 1) as sequence:
+    with sequence_of(model, context + GROWTH_FIRST + GROWTH_PASSES, 0) as sequence:
         known = _ids(context)
         sequence.extend(known)
-        sequence.may_forget()
         for number in range(1, GROWTH_FIRST + GROWTH_PASSES + 1):
-            sequence.extend(known + _ids(1))
-            sequence.forget(1)
+            known += _ids(1)
+            sequence.extend(known)
             if number in (GROWTH_FIRST, GROWTH_FIRST + GROWTH_PASSES):
                 torch.cuda.synchronize()
                 marks.append(memory_marks())

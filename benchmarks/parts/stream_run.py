@@ -21,7 +21,6 @@ from layerpack.formats.pack import Pack
 from layerpack.formats.units import GIB
 from layerpack.runtime.bench.machine import describe_machine
 from layerpack.runtime.core.slices import pass_slices
-from layerpack.runtime.engine.sequence import Check
 from layerpack.runtime.model import Model
 from layerpack.runtime.open_options import OpenOptions
 from layerpack.runtime.plan.plan import Limits
@@ -98,7 +97,7 @@ class Run:
         *,
         tokens: int = 1,
         warm_up: int = 1,
-        check: Check | None = None,
+        nodes: int = 0,
     ) -> list[float]:
         """See `time_passes`."""
         return time_passes(
@@ -107,7 +106,7 @@ class Run:
             tokens=tokens,
             passes=self.passes,
             warm_up=warm_up,
-            check=check,
+            nodes=nodes,
         )
 
     def note_peak(self, what: str) -> None:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import functools
+import random
 import statistics
 from collections.abc import Callable
 
 import torch
-from parts.passes import GROWTH_PASSES, measure_growth, summary
+from parts.passes import GROWTH_PASSES, measure_growth, sequence_of, summary
 from parts.stream_run import Run
 from startup import measure_startup
 
 from layerpack.cli.options.sizes import parse_size
 from layerpack.formats.units import GIB
-from layerpack.runtime.engine.options import DRAFT_TOKENS, GenerateOptions
-from layerpack.runtime.network.exact import token_by_token
+from layerpack.runtime.engine.options import GenerateOptions
+from layerpack.runtime.engine.tree import ROOT, Tree
 from layerpack.runtime.plan.plan import Limits, Tier
 
 _DECODED = 24
@@ -42,17 +42,38 @@ def many(run: Run) -> None:
             run.note(f"{what} over 1", round(statistics.median(times_s) / run.one_s, 4))
 
 
-def exact(run: Run) -> None:
-    """A pass that checks 16 proposed tokens: all at once, and with plain decoding's arithmetic."""
-    tokens = 1 + DRAFT_TOKENS
-    layers_path = run.pack.manifest.model.layers_path
+def tree(run: Run) -> None:
+    """Passes that check full trees of nodes."""
     with run.opened(run.in_host()) as model:
-        for what, checking in (
-            ("at once", None),
-            ("exactly", functools.partial(token_by_token, model.network, layers_path)),
-        ):
-            times_s = run.time(model, tokens=tokens, check=checking)
-            run.note(f"{tokens} tokens checked {what}", summary(times_s))
+        for nodes in (64, 256):
+            times_s = run.time(model, tokens=1, nodes=nodes - 1)
+            run.note(f"a tree of {nodes} rows", summary(times_s))
+            if run.one_s:
+                run.note(f"{nodes} rows over 1", round(statistics.median(times_s) / run.one_s, 4))
+
+
+def bits(run: Run) -> None:
+    """Eight tokens in a chain, in a tree of 64 and alone, behind one prompt: are the bits equal?"""
+    chance = random.Random(0)
+    prompt, text = ([chance.randrange(256) for _ in range(n)] for n in (run.context, 8))
+    with run.opened(run.in_host()) as model:
+        assert model.rows is not None, model.why_no_rows
+        tree, place = Tree(), ROOT
+        for _ in range(20):
+            tree.add(chance.choice([ROOT, *range(len(tree))]), 256 + chance.randrange(1000))
+        places = []
+        for token in text[1:]:
+            place = tree.add(place, token)
+            places.append(place)
+            while len(tree) < 20 + 6 * len(places):
+                tree.add(chance.choice([ROOT, *range(len(tree))]), 256 + chance.randrange(1000))
+        with sequence_of(model, run.context + 8, len(tree)) as sequence:
+            sequence.extend(prompt)
+            found = sequence.extend([*prompt, text[0]], tree)[[0, *(one + 1 for one in places)]]
+            sequence.keep(())
+            alone = [sequence.extend([*prompt, *text[:end]]) for end in range(2, len(text) + 1)]
+    equal = sum(bool(torch.equal(a[0], b)) for a, b in zip(alone, found[1:], strict=True))
+    run.note("rows of a tree equal to passes of their own", f"{equal} of {len(alone)}")
 
 
 def decode(run: Run) -> None:
@@ -139,7 +160,8 @@ STEPS: dict[str, Callable[[Run], None]] = {
     "link": link,
     "host": host,
     "many": many,
-    "exact": exact,
+    "tree": tree,
+    "bits": bits,
     "decode": decode,
     "growth": growth,
     "filled": filled,

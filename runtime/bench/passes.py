@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from layerpack.runtime.core.patience import Patience
-from layerpack.runtime.engine.sequence import CachedSequence
+from layerpack.runtime.engine.sequence import PlainSequence
 
 
 def time_passes(
@@ -36,7 +36,7 @@ def time_passes(
 
     context_tokens = max(1, context_tokens)
     most = context_tokens + passes
-    with CachedSequence.opened(network, max_tokens=most, patience=patience) as sequence:
+    with PlainSequence.opened(network, max_tokens=most, patience=patience) as sequence:
         run(context_tokens)
         begin_s = time.perf_counter()
         times_s: list[float] = []

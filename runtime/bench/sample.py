@@ -18,7 +18,7 @@ from layerpack.formats.errors import DiskFullError
 from layerpack.formats.manifest.facts import Blob
 from layerpack.formats.pack import Pack
 from layerpack.formats.units import human_bytes
-from layerpack.libraries.bitsandbytes_api import dequantise_on_cpu, offset_tensor
+from layerpack.libraries.bitsandbytes_api import dequantise, offset_tensor
 from layerpack.runtime.network.bind import place_views
 from layerpack.runtime.stream.mapped import map_bytes
 
@@ -81,7 +81,7 @@ def _write(pack: Pack, blob: Blob, layout: BlobLayout, path: Path) -> None:
             if state := blob.nf4.get(entry.name):
                 codes, quantised = views.quantised[entry.name]
                 quantised.offset = offset_tensor(state, codes.device)
-                tensor = dequantise_on_cpu(codes, quantised)
+                tensor = dequantise(codes, quantised)
             else:
                 tensor = views.plain[entry.name].data
             writer.write(entry.name, memoryview(tensor.contiguous().view(torch.uint8).numpy().data))

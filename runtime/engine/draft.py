@@ -1,7 +1,7 @@
 """A small model that proposes tokens, for the large one to check many of in one pass.
 
-The draft is loaded, made to speak the same vocabulary, and asked for the next tokens; whatever it
-says, the text is that of the large model alone.
+The draft is loaded and made to speak the same vocabulary; whatever it says, the text is that of the
+large model alone.
 Source: Leviathan et al., Fast Inference from Transformers via Speculative Decoding,
 https://arxiv.org/abs/2211.17192.
 """
@@ -9,7 +9,6 @@ https://arxiv.org/abs/2211.17192.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,8 @@ from layerpack.formats.text import first_line, is_repo_id
 from layerpack.libraries.transformers_api import quiet
 from layerpack.runtime.core.device_errors import is_device_error
 from layerpack.runtime.engine.hub_reach import why_out_of_reach
-from layerpack.runtime.engine.sampling import Sampler
-from layerpack.runtime.engine.sequence import CachedSequence
+from layerpack.runtime.network.product import Arithmetic
+from layerpack.runtime.network.row_network import RowNetwork, why_no_rows
 from layerpack.runtime.plan.needs import cache_bytes
 
 
@@ -32,8 +31,13 @@ class Draft:
     """A draft model, resident on the large model's device. `name` is for messages."""
 
     name: str
-    network: Any
+    rows: RowNetwork
     tokenizer: Any
+
+    @property
+    def network(self) -> Any:
+        """transformers' model."""
+        return self.rows.network
 
     def check_tokens(self, tokenizer: Any) -> None:
         """Raises SourceError if the large model's `tokenizer` gives other tokens."""
@@ -42,6 +46,11 @@ class Draft:
                 f"draft {self.name}: its tokenizer has another vocabulary than the pack's; "
                 "use a smaller model of the same family"
             )
+
+    def check_rows(self) -> None:
+        """Raises SourceError if it cannot try several tokens in a pass."""
+        if (why := why_no_rows(self.network)) is not None:
+            raise SourceError(f"draft {self.name}: cannot try several tokens at a time ({why})")
 
     def fit(self, vocab_size: int) -> None:
         """Let the draft take and give tokens of a vocabulary padded to `vocab_size` entries.
@@ -77,37 +86,6 @@ class Draft:
             element_bytes=self.network.dtype.itemsize,
             context_tokens=context_tokens,
         )
-
-
-class DraftProposer:
-    """A draft that follows the large model's sequence with one of its own.
-
-    The draft chooses with the large model's sampler, noise included, so what it proposes is what
-    would be drawn wherever its logits are like the large model's.
-    """
-
-    def __init__(self, sequence: CachedSequence, sampler: Sampler, count: int) -> None:
-        """Proposes `count` tokens at a time."""
-        self._sequence, self._sampler, self._count = sequence, sampler, count
-        self._tried = 0
-
-    def propose(self, ids: Sequence[int], most: int) -> list[int]:
-        """At most `most` tokens to follow `ids`; waits. Raises CancelledError."""
-        room = self._sequence.room(len(ids))
-        count = min(most, self._count) if room is None else min(most, self._count, room)
-        count = max(0, count)
-        text = list(ids)
-        for number in range(count):
-            text += self._sampler.choose(self._sequence.extend(text), len(text))
-            if not number and not self._tried:
-                self._sequence.may_forget()
-        # The last one is not in the draft's cache.
-        self._tried = max(0, len(text) - len(ids) - 1)
-        return text[len(ids) :]
-
-    def accepted(self, count: int) -> None:
-        """The first `count` of what was proposed last were right; waits not."""
-        self._sequence.forget(max(0, self._tried - count))
 
 
 def load_draft(name: str, *, device: torch.device, dtype: torch.dtype) -> Draft:
@@ -150,4 +128,5 @@ def load_draft(name: str, *, device: torch.device, dtype: torch.dtype) -> Draft:
         missing = isinstance(reason, OSError) and not Path(name).exists()
         here = ", and there is no such directory here" if missing else ""
         raise SourceError(f"draft {name}: cannot be loaded ({line}){here}") from reason
-    return Draft(name=name, network=network.eval(), tokenizer=tokenizer)
+    rows = RowNetwork(network.eval(), Arithmetic(), None)
+    return Draft(name=name, rows=rows, tokenizer=tokenizer)

@@ -13,9 +13,7 @@ _LONGEST, _SHORTEST = 3, 1
 class Lookup:
     """Remembers where each run of one to three tokens of a sequence was last seen."""
 
-    def __init__(self, count: int) -> None:
-        """Proposes `count` tokens at a time."""
-        self._count = count
+    def __init__(self) -> None:
         self._ends: dict[tuple[int, ...], int] = {}
         self._seen = 0
 
@@ -28,8 +26,5 @@ class Lookup:
         for length in range(min(_LONGEST, len(ids)), _SHORTEST - 1, -1):
             follows = self._ends.get(tuple(ids[len(ids) - length :]))
             if follows is not None:
-                return list(ids[follows : follows + min(most, self._count)])
+                return list(ids[follows : follows + most])
         return []
-
-    def accepted(self, count: int) -> None:
-        """The text tells."""

@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from layerpack.formats.errors import OptionError
 from layerpack.runtime.core.checked import is_number, require_whole
 
-DRAFT_TOKENS = 16
-"""Tokens proposed per pass unless asked otherwise.
+DRAFT_TOKENS = 64
+"""Tokens proposed per pass by a draft, as a tree, unless asked otherwise.
 
-A pass that checks 16 tokens costs what a pass of one does, so only the draft's own time counts:
-16 tokens of a 0.5B model take a fraction of a pass that streams tens of gigabytes. Further tokens
-seldom pay: a draft that is right nine times in ten has all 16 right once in five. The number stays
-constant, whatever the draft's confidence: a wrong proposal costs nothing but the draft's time.
+A pass that streams its weights costs what one of a single token does, so only the draft's own time
+counts. A real pair of models gave 3.7 tokens a pass for a chain of 16, 5.7 for a tree of 64.
 """
 SEEDS = 1 << 64
 
@@ -28,10 +26,8 @@ class GenerateOptions:
     `template_arguments` go to the template (`{"enable_thinking": False}`).
 
     `draft_tokens` are proposed per pass by the model's draft, if it has one (0 leaves it out);
-    `prompt_lookup_tokens` per pass from repetitions of the text so far. Both change how many tokens
-    a pass gives, never which: `exact` checks them with plain decoding's own arithmetic. Without it
-    they are checked all at once, which costs the device less, but rounding may choose otherwise
-    between two tokens that are all but equally likely.
+    `prompt_lookup_tokens` per pass from repetitions of the text so far, beside the draft's or
+    alone (None or 0: none). Both change how many tokens a pass gives, never which.
 
     Raises OptionError for values that mean nothing.
     """
@@ -46,14 +42,13 @@ class GenerateOptions:
     template_arguments: dict[str, object] | None = None
     draft_tokens: int = DRAFT_TOKENS
     prompt_lookup_tokens: int | None = None
-    exact: bool = True
 
     def __post_init__(self) -> None:
         require_whole("max_new_tokens", self.max_new_tokens, 1)
         require_whole("top_k", self.top_k, 0)
         require_whole("draft_tokens", self.draft_tokens, 0)
         if self.prompt_lookup_tokens is not None:
-            require_whole("prompt_lookup_tokens", self.prompt_lookup_tokens, 1)
+            require_whole("prompt_lookup_tokens", self.prompt_lookup_tokens, 0)
         if self.seed is not None:
             require_whole("seed", self.seed, 0, SEEDS - 1)
         if not is_number(self.temperature) or self.temperature < 0:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -29,20 +30,34 @@ class Sampler:
             self.seed = secrets.randbelow(1 << 32) if options.seed is None else options.seed
             self._filters = _filters(options)
 
-    def choose(self, logits: torch.Tensor, first_position: int) -> list[int]:
-        """The tokens of the positions from `first_position` on, given logits (rows, vocabulary).
+    def scores(self, logits: torch.Tensor, positions: Sequence[int]) -> torch.Tensor:
+        """Of each row's logits (rows, vocabulary), for a token at its position, float32.
+
+        The highest one is the token. Where nothing is random these are the logits.
+        """
+        scores = logits.float()
+        if self.seed is None:
+            return scores
+        for one in self._filters:
+            scores = one(None, scores)
+        drawn = {position: self._noise(position, logits.shape[-1]) for position in set(positions)}
+        noise = torch.stack([drawn[position] for position in positions])
+        return scores + noise.to(scores.device)
+
+    def chooser(self, logits: torch.Tensor, first_position: int) -> Callable[[int, int], int]:
+        """`choose(place, ahead)` for `tree.follow`, by logits (1 + nodes, vocabulary) of a tree.
 
         Waits for the device.
         """
         if self.seed is None:
-            return [int(token) for token in logits.argmax(-1).tolist()]
-        scores = logits.float()
-        for one in self._filters:
-            scores = one(None, scores)
-        noise = torch.stack(
-            [self._noise(first_position + row, logits.shape[-1]) for row in range(len(logits))]
-        )
-        return [int(token) for token in (scores + noise.to(scores.device)).argmax(-1).tolist()]
+            tokens = logits.argmax(-1).tolist()
+            return lambda place, ahead: int(tokens[place + 1])
+
+        def choose(place: int, ahead: int) -> int:
+            row = logits[place + 1 : place + 2]
+            return int(self.scores(row, [first_position + ahead]).argmax())
+
+        return choose
 
     def _noise(self, position: int, count: int) -> torch.Tensor:
         """`count` values of Gumbel's distribution, on the CPU: the same for every device."""

@@ -1,4 +1,4 @@
-"""The pass: tokens in, logits out. Everything that runs the model goes through here."""
+"""The pass: rows in, logits out. Everything that runs the model goes through here."""
 
 from __future__ import annotations
 
@@ -7,15 +7,35 @@ from typing import Any
 import torch
 
 from layerpack.libraries.transformers_api import forward_arguments
+from layerpack.runtime.network.row_network import RowNetwork
+from layerpack.runtime.network.rows import Rows
 
 
 @torch.inference_mode()
-def step(network: Any, ids: torch.Tensor, cache: Any, *, rows: int = 1) -> torch.Tensor:
-    """Run `ids` (1, tokens) through every layer, behind what `cache` holds and into it.
+def step(network: RowNetwork, rows: Rows) -> torch.Tensor:
+    """Run the rows through every layer; their keys and values are in their slots then.
 
-    Returns the logits (rows, vocabulary) of the last `rows` tokens, in the model's dtype, on its
-    device. Orders the work and waits for weights alone. Raises StreamError.
+    Returns the logits (asked rows, vocabulary), in the model's dtype, on its device. A row's bits
+    depend on the tokens that it sees alone. Orders the work and waits for weights. Raises
+    StreamError.
     """
-    out = network(input_ids=ids, **forward_arguments(network, cache, rows))
+    with network.for_rows(rows):
+        out = network.network(
+            input_ids=rows.tokens[None],
+            position_ids=rows.positions[None],
+            use_cache=False,
+            logits_to_keep=rows.asked,
+        )
+    logits: torch.Tensor = out.logits[0]
+    return logits
+
+
+@torch.inference_mode()
+def plain_step(network: Any, ids: torch.Tensor, cache: Any) -> torch.Tensor:
+    """The pass of a network that takes no rows: `ids` (1, tokens) behind what `cache` holds.
+
+    Returns the logits (1, vocabulary) of the last token. Raises StreamError.
+    """
+    out = network(input_ids=ids, **forward_arguments(network, cache, 1))
     logits: torch.Tensor = out.logits
-    return logits[0, -rows:]
+    return logits[0, -1:]

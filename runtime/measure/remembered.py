@@ -30,12 +30,14 @@ class Disk:
 class Links:
     """GB/s from host memory by device name; disks by the pack's directory (device:inode).
 
-    `decoders`: GB/s out of a compressed pack's frames, by cores and pack.
+    `decoders`: GB/s out of a compressed pack's frames, by cores and pack. `products`: the way to
+    multiply whose bits were found to be equal, by card, versions and shapes.
     """
 
     links: dict[str, float] = field(default_factory=dict)
     disks: dict[str, Disk] = field(default_factory=dict)
     decoders: dict[str, float] = field(default_factory=dict)
+    products: dict[str, str] = field(default_factory=dict)
 
 
 def cache_file() -> Path:
@@ -50,7 +52,9 @@ def load_links() -> Links:
         data = parse_json(cache_file().read_bytes())
     except (OSError, ValueError):
         return Links()
-    links, disks, decoders = (_table(data, name) for name in ("links", "disks", "decoders"))
+    links, disks, decoders, products = (
+        _table(data, name) for name in ("links", "disks", "decoders", "products")
+    )
     return Links(
         links={name: float(gb_s) for name, gb_s in links.items() if _is_rate(gb_s)},
         disks={
@@ -59,6 +63,7 @@ def load_links() -> Links:
             if _is_disk(entry)
         },
         decoders={key: float(gb_s) for key, gb_s in decoders.items() if _is_rate(gb_s)},
+        products={key: way for key, way in products.items() if isinstance(way, str)},
     )
 
 

@@ -13,9 +13,15 @@ from layerpack.formats.blob import nf4
 from layerpack.formats.blob.nf4 import Nf4State
 from layerpack.formats.manifest.facts import Blob
 from layerpack.formats.pack import Pack
-from layerpack.libraries.bitsandbytes_api import nf4_linear, offset_tensor, quant_state
+from layerpack.libraries.bitsandbytes_api import (
+    dequantise,
+    nf4_linear,
+    offset_tensor,
+    quant_state,
+)
 from layerpack.libraries.dtypes import TORCH_DTYPES
 from layerpack.runtime.core.slices import Slice, head_weight
+from layerpack.runtime.network.product import Arithmetic
 from layerpack.runtime.stream.memory_tier import tensor_bytes
 
 SliceContext = Callable[[int], contextlib.AbstractContextManager[torch.Tensor]]
@@ -43,6 +49,7 @@ class SlicedHead(nn.Module):
         self._dtype = TORCH_DTYPES[pack.manifest.model.dtype]
         # Made once: a state's offset is a copy to the device, for which the host would wait.
         self._states: dict[int, Any] = {}
+        self.arithmetic = Arithmetic()
         if (state := blob.nf4.get(weight.name)) is not None:
             self.in_features = state.shape[1]
             constants = _constants(pack, blob, weight.name, device)
@@ -72,10 +79,17 @@ class SlicedHead(nn.Module):
     ) -> torch.Tensor:
         """Logits (…, rows of `part`) from the slice's bytes."""
         raw = storage[: part.length_bytes]
-        if (state := self._states.get(part.index)) is None:
+        state = self._states.get(part.index)
+        in_order = self.arithmetic.takes(x)
+        if state is not None and not in_order:
+            return nf4_linear(x, raw.view(-1, 1), state, bias, self._dtype)
+        if state is None:
             weight = raw.view(self._dtype).view(-1, self.in_features)
-            return nn.functional.linear(x, weight, bias)
-        return nf4_linear(x, raw.view(-1, 1), state, bias, self._dtype)
+        else:
+            weight = dequantise(raw.view(-1, 1), state).to(self._dtype)
+        if in_order:
+            return self.arithmetic.multiply(x, weight, bias)
+        return nn.functional.linear(x, weight, bias)
 
 
 def _constants(pack: Pack, blob: Blob, name: str, device: torch.device) -> dict[str, torch.Tensor]:

@@ -70,7 +70,7 @@ def test_the_text_is_that_without_a_draft(pack_of: PackOf, name: str) -> None:
         drafted = model.generate(PROMPT, GenerateOptions(max_new_tokens=40, draft_tokens=7))
         looked_up = GenerateOptions(max_new_tokens=40, draft_tokens=0, prompt_lookup_tokens=5)
         assert model.generate(PROMPT, looked_up).token_ids == plain.token_ids
-        fast = GenerateOptions(max_new_tokens=40, draft_tokens=7, exact=False)
+        fast = GenerateOptions(max_new_tokens=40, draft_tokens=7)
         assert len(model.generate(PROMPT, fast).token_ids) == len(plain.token_ids)
         assert "".join(model.stream(PROMPT, GenerateOptions(max_new_tokens=40))) == plain.text
     assert drafted.token_ids == plain.token_ids

@@ -9,7 +9,7 @@ import torch
 
 from layerpack.formats.blob import nf4
 from layerpack.libraries import bitsandbytes_api
-from layerpack.libraries.bitsandbytes_api import dequantise_on_cpu, functional, quant_state
+from layerpack.libraries.bitsandbytes_api import dequantise, functional, quant_state
 
 
 @pytest.mark.parametrize("double_quant", [False, True])
@@ -31,7 +31,7 @@ def test_a_quant_state_of_stored_parts_is_its_own(double_quant: bool) -> None:
     found = quant_state(ours, parts.__getitem__)
     found.offset = bitsandbytes_api.offset_tensor(ours, torch.device("cpu"))
     wanted_weight = functional().dequantize_4bit(codes, wanted)
-    assert torch.equal(dequantise_on_cpu(codes, found), wanted_weight)
+    assert torch.equal(dequantise(codes, found), wanted_weight)
 
 
 def test_names_that_are_used() -> None:

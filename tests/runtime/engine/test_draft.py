@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from layerpack.convert.api import convert
-from layerpack.formats.errors import CapacityError, PromptError, SourceError
+from layerpack.formats.errors import CapacityError, SourceError
 from layerpack.formats.pack import Pack
 from layerpack.runtime.engine.options import GenerateOptions
 from layerpack.runtime.model import Model
@@ -26,7 +27,7 @@ PackOf = Callable[..., Path]
 CheckpointOf = Callable[..., Path]
 PROMPT = "hello there, this is a test of some text"
 UNDRAFTED = GenerateOptions(max_new_tokens=30, draft_tokens=0)
-DRAFTED = GenerateOptions(max_new_tokens=30, draft_tokens=7)
+DRAFTED = GenerateOptions(max_new_tokens=30, draft_tokens=64)
 STREAMED = Limits(host_slices=0, num_slots=2)
 
 
@@ -40,10 +41,9 @@ def test_the_text_is_that_without_a_draft(pack_of: PackOf, name: str) -> None:
         plain = model.generate(PROMPT, UNDRAFTED)
         drafted = model.generate(PROMPT, DRAFTED)
     assert drafted.token_ids == plain.token_ids
-    # The prompt's pass gives one token, each other one eight, unless rounding misleads the draft,
-    # which reads the tokens that it got wrong in one pass.
-    assert 5 <= drafted.passes <= 10
-    assert drafted.accepted_tokens == 30 - drafted.passes <= drafted.proposed_tokens <= 9 * 7
+    # Random models are sure of nothing: of a tree of 64 nodes the right ones are among the first.
+    assert drafted.passes <= 15
+    assert drafted.accepted_tokens == 30 - drafted.passes <= drafted.proposed_tokens
     assert drafted.tokens_per_pass == 30 / drafted.passes
     assert plain.proposed_tokens == plain.accepted_tokens == 0
 
@@ -65,17 +65,8 @@ def test_beyond_a_sliding_window(checkpoint_of: CheckpointOf, tmp_path: Path) ->
         plain, drafted = model.generate(PROMPT, UNDRAFTED), model.generate(PROMPT, DRAFTED)
     assert plain.prompt_tokens > 48
     assert len(drafted.token_ids) == 30
-    assert drafted.passes < plain.passes / 3
-
-
-def test_fast_checking_accepts_what_the_draft_proposes(pack_of: PackOf) -> None:
-    pack = pack_of("llama")
-    with Model.open(pack, options(pack)) as model:
-        fast = model.generate(
-            PROMPT, GenerateOptions(max_new_tokens=30, draft_tokens=7, exact=False)
-        )
-    assert len(fast.token_ids) == 30
-    assert fast.passes <= 10
+    assert drafted.token_ids == plain.token_ids
+    assert drafted.passes < plain.passes / 2
 
 
 def test_a_long_prompt_goes_in_passes_of_bounded_size(
@@ -186,12 +177,13 @@ def test_drafts_that_cannot_be_used_are_named(
         pass
 
 
-def test_draft_and_prompt_lookup_exclude_each_other(pack_of: PackOf) -> None:
-    with (
-        Model.open(pack_of("llama"), options(pack_of("llama"))) as model,
-        pytest.raises(PromptError, match="exclude each other"),
-    ):
-        model.generate(PROMPT, GenerateOptions(prompt_lookup_tokens=3))
+def test_a_draft_and_lookup_together(pack_of: PackOf) -> None:
+    both = GenerateOptions(max_new_tokens=30, draft_tokens=16, prompt_lookup_tokens=5)
+    with Model.open(pack_of("gemma3"), options(pack_of("gemma3"))) as model:
+        plain, found = model.generate(PROMPT, UNDRAFTED), model.generate(PROMPT, both)
+        drafted = model.generate(PROMPT, replace(both, prompt_lookup_tokens=None))
+    assert found.token_ids == plain.token_ids == drafted.token_ids
+    assert found.passes <= drafted.passes < plain.passes
 
 
 def test_memory_is_set_aside_for_a_draft(pack_of: PackOf) -> None:
