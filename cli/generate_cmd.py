@@ -66,6 +66,13 @@ from layerpack.cli.quick_imports import quick_imports
     show_default=True,
     help="Sample from so many of the likeliest tokens. 0: no limit.",
 )
+@click.option(
+    "--min-p",
+    type=click.FloatRange(0, 1),
+    default=0.0,
+    show_default=True,
+    help="Sample from tokens at least this times as likely as the likeliest.",
+)
 @click.option("--seed", type=SEED, help="Makes sampling repeatable.")
 @memory_options
 @click.option(
@@ -83,9 +90,10 @@ from layerpack.cli.quick_imports import quick_imports
 )
 @click.option(
     "--prompt-lookup",
-    type=click.IntRange(1),
+    type=click.IntRange(0),
     metavar="N",
-    help="Try N tokens a pass that the text so far suggests, beside a draft's or alone.",
+    help="Try N tokens a pass that the text so far suggests, beside a draft's or alone. 0: none. "
+    "[default: 8 where a GPU waits for weights]",
 )
 @click.option(
     "--same-bits",

@@ -14,7 +14,7 @@ from layerpack.formats.errors import PromptError
 from layerpack.formats.pack import Pack
 from layerpack.formats.units import human_bytes
 from layerpack.formats.verify import require_intact
-from layerpack.runtime.engine.options import GenerateOptions
+from layerpack.runtime.engine.options import LOOKUP_TOKENS, GenerateOptions
 from layerpack.runtime.generate import Generation
 from layerpack.runtime.model import Model
 from layerpack.runtime.open_options import OpenOptions
@@ -38,6 +38,7 @@ def run(path: Path, prompt: str, options: dict[str, Any], *, on_open: Callable[[
         temperature=options["temperature"],
         top_p=options["top_p"],
         top_k=options["top_k"],
+        min_p=options["min_p"],
         seed=options["seed"],
         raw=options["raw"],
         system=options["system"],
@@ -52,8 +53,8 @@ def run(path: Path, prompt: str, options: dict[str, Any], *, on_open: Callable[[
         limits=limits_of(options),
         context_tokens=options["context"] or tokens_needed(pack, prompt, wanted),
         draft=options["draft"],
-        proposed_tokens=(options["prompt_lookup"] or 0)
-        + (options["draft_tokens"] if drafting else 0),
+        proposed_tokens=(options["draft_tokens"] if drafting else 0)
+        + (LOOKUP_TOKENS if options["prompt_lookup"] is None else options["prompt_lookup"]),
         same_bits=options["same_bits"],
     )
     trace_file = Path(options["profile_trace"]) if options["profile_trace"] else None

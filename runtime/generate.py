@@ -15,7 +15,7 @@ from layerpack.formats.text import first_line
 from layerpack.runtime.core.device_errors import device_errors
 from layerpack.runtime.core.patience import CancelledError, Patience
 from layerpack.runtime.engine.draft import Draft
-from layerpack.runtime.engine.options import GenerateOptions
+from layerpack.runtime.engine.options import LOOKUP_TOKENS, GenerateOptions
 from layerpack.runtime.engine.prompt import Message, encode_prompt, tokens_left
 from layerpack.runtime.engine.proposers import (
     DraftProposer,
@@ -83,9 +83,12 @@ def run_generation(
     context_limit: int | None = None,
     reserved_tokens: int | None = None,
     draft: Draft | None = None,
+    rows_are_free: bool = False,
     on_text: Callable[[str], None] | None = None,
 ) -> Generation:
     """See `Model.generate`; `rows` is the network for tables of rows, None if it takes none.
+
+    `rows_are_free`: the device waits for weights longer than some more tokens take.
 
     `context_limit` is the model's, `reserved_tokens` the most that memory was set aside for; None
     where there is no bound.
@@ -105,7 +108,18 @@ def run_generation(
     with ExitStack() as stack:
         stack.enter_context(_memory_named())
         sequence, proposer = _begin(
-            stack, network, rows, draft, options, sampler, most, patience=patience, steps=steps
+            stack,
+            network,
+            rows,
+            draft,
+            options,
+            sampler,
+            most,
+            lookup=LOOKUP_TOKENS * rows_are_free
+            if options.prompt_lookup_tokens is None
+            else options.prompt_lookup_tokens,
+            patience=patience,
+            steps=steps,
         )
         try:
             while finish == "length" and len(ids) < most:
@@ -155,6 +169,7 @@ def _begin(
     sampler: Sampler,
     most: int,
     *,
+    lookup: int,
     patience: Patience,
     steps: Steps,
 ) -> tuple[AnySequence, Proposer | None]:
@@ -170,12 +185,12 @@ def _begin(
             draft.rows, max_tokens=most, max_nodes=shape.levels * shape.beams, patience=patience
         )
         proposer = DraftProposer(stack.enter_context(drafted), sampler, shape)
-    if options.prompt_lookup_tokens:
-        proposer = LookupProposer(options.prompt_lookup_tokens, proposer)
+    if lookup:
+        proposer = LookupProposer(lookup, proposer)
     opened = RowSequence.opened(
         rows,
         max_tokens=most,
-        max_nodes=nodes + (options.prompt_lookup_tokens or 0),
+        max_nodes=nodes + lookup,
         patience=patience,
         steps=steps,
     )

@@ -198,6 +198,7 @@ class Model:
             context_limit=self._limit,
             reserved_tokens=self.reserved_tokens,
             draft=self.draft,
+            rows_are_free=self._model.device.type == "cuda" and self.plan.streamed_bytes > 0,
             on_text=pieces.put,
         )
         return pieces, self._worker.submit(work, on_end=lambda: pieces.put(None))

@@ -13,12 +13,14 @@ DRAFT_TOKENS = 64
 A pass that streams its weights costs what one of a single token does, so only the draft's own time
 counts. A real pair of models gave 3.7 tokens a pass for a chain of 16, 5.7 for a tree of 64.
 """
+LOOKUP_TOKENS = 8
+"""Tokens tried per pass that the text so far suggests, where trying them costs nothing."""
 SEEDS = 1 << 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerateOptions:
-    """`temperature` 0 is greedy decoding; `top_p`, `top_k` and `seed` matter above it only.
+    """`temperature` 0 is greedy decoding; `top_p`, `top_k`, `min_p`, `seed` matter above it only.
 
     A seed gives the same text each time, whatever proposes tokens; None draws one. What the pack's
     generation_config.json says of sampling and penalties is not applied, only its end tokens. `raw`
@@ -26,8 +28,9 @@ class GenerateOptions:
     `template_arguments` go to the template (`{"enable_thinking": False}`).
 
     `draft_tokens` are proposed per pass by the model's draft, if it has one (0 leaves it out);
-    `prompt_lookup_tokens` per pass from repetitions of the text so far, beside the draft's or
-    alone (None or 0: none). Both change how many tokens a pass gives, never which.
+    `prompt_lookup_tokens` per pass from repetitions of the text so far, beside the draft's or alone
+    (0: none; None: a few where a GPU waits for weights anyway). Both change how many tokens a pass
+    gives, never which.
 
     Raises OptionError for values that mean nothing.
     """
@@ -36,6 +39,7 @@ class GenerateOptions:
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
     seed: int | None = None
     raw: bool = False
     system: str | None = None
@@ -55,3 +59,5 @@ class GenerateOptions:
             raise OptionError(f"temperature {self.temperature!r}: give a number from 0 on")
         if not is_number(self.top_p) or not 0 < self.top_p <= 1:
             raise OptionError(f"top_p {self.top_p!r}: give a number above 0 and up to 1")
+        if not is_number(self.min_p) or not 0 <= self.min_p <= 1:
+            raise OptionError(f"min_p {self.min_p!r}: give a number from 0 to 1")

@@ -67,11 +67,18 @@ class Sampler:
 
 
 def _filters(options: GenerateOptions) -> list[Any]:
-    from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+    from transformers import (
+        MinPLogitsWarper,
+        TemperatureLogitsWarper,
+        TopKLogitsWarper,
+        TopPLogitsWarper,
+    )
 
     filters: list[Any] = [TemperatureLogitsWarper(max(options.temperature, _LEAST_TEMPERATURE))]
     if options.top_k:
         filters.append(TopKLogitsWarper(options.top_k))
     if options.top_p < 1:
         filters.append(TopPLogitsWarper(options.top_p))
+    if options.min_p:
+        filters.append(MinPLogitsWarper(options.min_p))
     return filters

@@ -20,6 +20,7 @@ from layerpack.runtime.plan.plan import Limits
         (GenerateOptions, "temperature", float("nan")),
         (GenerateOptions, "top_p", 1.5),
         (GenerateOptions, "top_k", -1),
+        (GenerateOptions, "min_p", 1.01),
         (GenerateOptions, "seed", 1 << 64),
         (GenerateOptions, "draft_tokens", 1.0),
         (GenerateOptions, "prompt_lookup_tokens", -1),
