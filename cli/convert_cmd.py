@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from layerpack.cli.progress import byte_bar
+from layerpack.cli.sign_of_life import sign_of_life
 from layerpack.convert.options import ConvertOptions
 from layerpack.formats.blob.nf4 import BLOCK_SIZES
 from layerpack.formats.text import printable
@@ -78,8 +79,6 @@ def convert(
     file. After a break, the same command goes on where it was; what is finished is not read again
     (`layerpack verify` reads all of a pack).
     """
-    from layerpack.convert.api import convert as run
-
     options = ConvertOptions(
         block_size=None if block_size is None else int(block_size),
         double_quant=double_quant,
@@ -92,8 +91,15 @@ def convert(
         skip=skip,
     )
     start_s = time.monotonic()
-    with byte_bar("convert") as progress:
-        manifest = run(source, out, options, progress, announce=_announce)
+    with sign_of_life(f"looking at {printable(source)} …") as life:
+        from layerpack.convert.api import convert as run  # seconds of importing
+
+        def announce(work: Remaining) -> None:
+            life.over()
+            _announce(work)
+
+        with byte_bar("convert") as progress:
+            manifest = run(source, out, options, progress, announce=announce)
     source_bytes = sum(file.file_bytes for file in manifest.source.files)
     click.echo(
         f"{out}: {manifest.model.architecture}, {manifest.model.num_layers} layers, "

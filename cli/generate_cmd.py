@@ -18,6 +18,8 @@ from layerpack.cli.options.prompt import (
     template_arguments,
 )
 from layerpack.cli.quick_imports import quick_imports
+from layerpack.cli.sign_of_life import sign_of_life
+from layerpack.formats.text import printable
 
 
 @click.command()
@@ -123,7 +125,7 @@ def generate(pack: str, prompt: str | None, prompt_file: str | None, **options: 
     text = read_prompt(prompt, prompt_file)
     if options["system"] is not None:
         as_utf8(options["system"], "--system")
-    with contextlib.ExitStack() as starting:
+    with contextlib.ExitStack() as starting, sign_of_life("importing …") as life:
         starting.enter_context(quick_imports())
         from layerpack.cli.generate_run import run  # after the usage is known to be right: slow
 
@@ -131,4 +133,5 @@ def generate(pack: str, prompt: str | None, prompt_file: str | None, **options: 
             starting.close()
             refuse_second_prompt(prompt, prompt_file)  # a pipe may have been slow
 
-        raise SystemExit(run(Path(pack), text, options, on_open=on_open))
+        life.say(f"opening {printable(pack)} …")
+        raise SystemExit(run(Path(pack), text, options, life, on_open=on_open))

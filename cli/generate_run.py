@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from layerpack.cli.options.memory import limits_of
+from layerpack.cli.sign_of_life import SignOfLife
 from layerpack.formats.errors import PromptError
 from layerpack.formats.pack import Pack
 from layerpack.formats.units import human_bytes
@@ -27,7 +28,14 @@ from layerpack.runtime.trace.trace import NO_TRACE, Trace
 INTERRUPTED = 130
 
 
-def run(path: Path, prompt: str, options: dict[str, Any], *, on_open: Callable[[], object]) -> int:
+def run(
+    path: Path,
+    prompt: str,
+    options: dict[str, Any],
+    life: SignOfLife,
+    *,
+    on_open: Callable[[], object],
+) -> int:
     """Generate and print; the exit code. `on_open()` when all is set up. Raises LayerpackError."""
     if not prompt.strip():
         raise PromptError("the prompt is empty; give some text with --prompt or on standard input")
@@ -64,10 +72,18 @@ def run(path: Path, prompt: str, options: dict[str, Any], *, on_open: Callable[[
     started_s = time.perf_counter()
     with Model.open(pack, how, trace=trace) as model:
         on_open()
+        life.over()
         if options["verbose"]:
             click.echo(plan_text(model.plan, model.machine), err=True)
             click.echo(describe_setup(model, started_s - options["began_s"]), err=True)
-        result = model.generate(prompt, wanted, on_text=_print_piece)
+        life.say(f"the first pass of {human_bytes(model.plan.streamed_bytes)} …")
+
+        def print_text(piece: str) -> None:
+            life.over()
+            _print_piece(piece)
+
+        result = model.generate(prompt, wanted, on_text=print_text)
+        life.over()
         click.echo()
         click.echo(summary(model, result), err=True)
         if options["profile"]:
