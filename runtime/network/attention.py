@@ -71,13 +71,34 @@ def plain_attend(
     softcap: float,
 ) -> torch.Tensor:
     """See `attention_triton.attend`: the same tiles in the same order, in float32."""
+    count = _rows_at_once(query.device, query.shape[1], *values.shape[1:], query.shape[2])
     parts = []
-    for begin in range(0, query.shape[0], _ROWS_AT_ONCE):
-        some = slice(begin, begin + _ROWS_AT_ONCE)
+    for begin in range(0, query.shape[0], count):
+        some = slice(begin, begin + count)
         parts.append(
             _attend(query[some], keys, values, seen, some, scaling, window, softcap).to(query.dtype)
         )
     return torch.cat(parts)
+
+
+@functools.cache
+def _rows_at_once(
+    device: torch.device, heads: int, kv_heads: int, value_size: int, size: int
+) -> int:
+    """As many as give equal bits here: one, if batches of small products depend on their number."""
+    chance = torch.Generator(device).manual_seed(size)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=chance, device=device)
+
+    num_rows, share = 40, heads // kv_heads
+    q, k = draw(num_rows, kv_heads, share, size), draw(num_rows, kv_heads, size, _TILE)
+    shares, v = draw(num_rows, kv_heads, share, _TILE), draw(num_rows, kv_heads, _TILE, value_size)
+    for some in (slice(0, 1), slice(7, 8), slice(3, 5), slice(2, 39)):
+        for one, other in ((q, k), (shares, v)):
+            if not torch.equal(torch.matmul(one[some], other[some]), (one @ other)[some]):
+                return 1
+    return _ROWS_AT_ONCE
 
 
 def _attend(
@@ -103,7 +124,9 @@ def _attend(
         in_path = seen.path[positions.clamp(max=len(seen.path) - 1)]
         in_tail = tails.gather(1, (positions - prefix).clamp(0, tails.shape[1] - 1).long())
         slots = torch.where(positions < prefix, in_path, in_tail)
-        k = keys[slots].float().permute(0, 2, 3, 1)
+        # Contiguous: which kernel multiplies, and in which order, goes by the strides.
+        k = keys[slots].float().permute(0, 2, 3, 1).contiguous()
+        v = values[slots].float().transpose(1, 2).contiguous()
         scores = torch.matmul(q, k) * scaling
         if softcap:
             scores = softcap * torch.tanh(scores / softcap)
@@ -113,6 +136,6 @@ def _attend(
         shares = torch.where(sees, torch.exp(scores - higher), 0.0)
         kept = torch.exp(highest - higher)
         weight = weight * kept + shares.sum(-1, keepdim=True)
-        total = total * kept + torch.matmul(shares, values[slots].float().transpose(1, 2))
+        total = total * kept + torch.matmul(shares, v)
         highest = higher
     return (total / weight).view(num_rows, heads, values.shape[2])

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from support.models.oracles import quantised_reference
 from support.packs.comparing import differing
+from support.runs.rows import in_a_tree, one_by_one
 
 from layerpack.convert.api import convert
 from layerpack.runtime.engine.options import GenerateOptions
@@ -82,3 +85,16 @@ def test_with_itself_as_draft(pack_from: PackFrom) -> None:
     assert drafted.token_ids == plain.token_ids and drafted.text == plain.text
     assert drafted.passes <= plain.passes / 4
     assert drafted.accepted_tokens == 24 - drafted.passes <= drafted.proposed_tokens
+
+
+def test_bits_and_text_however_tokens_are_tried(pack_from: PackFrom) -> None:
+    with Model.open(pack_from("checkpoint"), OpenOptions(device="cpu")) as model:
+        assert model.rows is not None
+        ids = encode_prompt(model.tokenizer, STORY, GenerateOptions())[:40]
+        alone = one_by_one(model.rows, ids)
+        found = in_a_tree(model.rows, ids, 22, random.Random(4))
+        assert torch.equal(found, alone[21:])
+        sampled = GenerateOptions(max_new_tokens=16, temperature=0.8, seed=3)
+        looked_up = replace(sampled, prompt_lookup_tokens=8)
+        plain = model.generate(STORY, sampled)
+        assert model.generate(STORY, looked_up).token_ids == plain.token_ids

@@ -98,6 +98,37 @@ def test_keys_in_another_order_are_found_out() -> None:
     assert not torch.equal(other, wanted)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "size"),
+    [(9, 3, 64), (8, 8, 32), (14, 2, 64), (4, 1, 80)],
+)
+def test_attention_of_a_row_alone_and_among_others(
+    heads: int, kv_heads: int, size: int, threads: int
+) -> None:
+    chance = torch.Generator().manual_seed(size)
+    query, keys, values = (
+        torch.randn((90, count, size), generator=chance).bfloat16()
+        for count in (heads, kv_heads, kv_heads)
+    )
+    slots, path = KvSlots(90, CPU), random.Random(size).sample(range(90), 90)
+    attend = partial(plain_attend, scaling=size**-0.5, window=0, softcap=0.0)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for num_rows in (24, 90):
+            table = table_of_rows(slots, path[:num_rows], [1] * num_rows, [], [], device=CPU)
+            whole = attend(query[:num_rows], keys, values, table.seen)
+            for begin in range(0, num_rows, 5):
+                for end in (begin + 1, min(begin + 5, num_rows)):
+                    rows = [1] * (end - begin)
+                    table = table_of_rows(slots, path[:end], rows, [], [], device=CPU)
+                    some = attend(query[begin:end], keys, values, table.seen)
+                    assert torch.equal(some, whole[begin:end]), (num_rows, begin, end)
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_a_product_that_splits_k_by_the_rows_is_found_out() -> None:
     def split(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         parts = 1 if x.shape[0] < 16 else 2
