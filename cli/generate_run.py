@@ -75,7 +75,10 @@ def run(
         life.over()
         if options["verbose"]:
             click.echo(plan_text(model.plan, model.machine), err=True)
+            click.echo(describe_rows(model), err=True)
             click.echo(describe_setup(model, started_s - options["began_s"]), err=True)
+        elif model.why_no_rows and options["prompt_lookup"]:
+            click.echo(f"note: {describe_rows(model)}", err=True)
         life.say(f"the first pass of {human_bytes(model.plan.streamed_bytes)} …")
 
         def print_text(piece: str) -> None:
@@ -92,6 +95,13 @@ def run(
     if trace_file is not None:
         write_chrome_trace(trace.spans, trace_file)
     return INTERRUPTED if result.finish == "interrupted" else 0
+
+
+def describe_rows(model: Model) -> str:
+    """One line: how many tokens of a pass are computed alike."""
+    if model.rows is None or model.rows.product is None:
+        return f"one token a pass, none can be tried: {model.why_no_rows}"
+    return f"equal bits for any number of tokens in a pass: products {model.rows.product.name}"
 
 
 def describe_setup(model: Model, before_s: float) -> str:

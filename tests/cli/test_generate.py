@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from layerpack.runtime import opening
 from layerpack.runtime.engine import sequence
 from layerpack.runtime.engine.options import GenerateOptions
 from layerpack.runtime.engine.prompt import encode_prompt
@@ -188,6 +189,21 @@ def test_verbose_says_where_the_time_went(generate: Run) -> None:
     *plan, setup, _ = generate("--prompt", PROMPT, "-v").err.splitlines()
     assert any(line.startswith("device ") for line in plan)
     assert re.fullmatch(r"\[set-up: .* imports; .* opening: plan .*, tokenizer .*\]", setup)
+    assert plan[-1].startswith("equal bits for any number of tokens in a pass: products ")
+
+
+def test_a_model_that_takes_no_rows_says_so(
+    generate: Run, pack_of: PackOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = generate("--prompt", PROMPT).out
+    monkeypatch.setattr(opening, "why_no_rows", lambda _: "its positions cannot be given")
+    done = generate("--prompt", PROMPT, "--prompt-lookup", 4)
+    said = "note: one token a pass, none can be tried: its positions cannot be given\n"
+    assert done.code == 0 and done.err.startswith(said) and len(done.out) == len(plain)
+    refused = generate("--prompt", PROMPT, "--draft", pack_of("llama"))
+    assert_refused(
+        refused, "draft .* cannot .* several tokens .*its positions cannot be given|draft"
+    )
 
 
 def test_packs_that_cannot_be_opened(generate: Run, pack_of: PackOf, tmp_path: Path) -> None:
