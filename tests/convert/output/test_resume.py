@@ -26,7 +26,7 @@ def source(make_checkpoint: Any) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("zstd_level", "kills"), [(None, 10), (1, 5)])
+@pytest.mark.parametrize(("zstd_level", "kills"), [(None, 8), (1, 4)])
 def test_kill_at_random_moments(
     source: Path, tmp_path: Path, zstd_level: int | None, kills: int
 ) -> None:

@@ -35,7 +35,7 @@ def test_alone_in_pieces_and_in_trees(pack_of: PackOf, name: str) -> None:
     with Model.open(pack_of(name), OpenOptions(device="cpu")) as model:
         assert model.rows is not None, model.why_no_rows
         alone = one_by_one(model.rows, IDS)
-        for seed in range(6):
+        for seed in range(3):
             chance = random.Random(seed)
             begin = chance.randrange(2, len(IDS) - 1)
             found = in_a_tree(model.rows, IDS, begin, chance)
@@ -101,7 +101,7 @@ def test_keys_in_another_order_are_found_out() -> None:
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "size"),
-    [(9, 3, 64), (8, 8, 32), (14, 2, 64), (4, 1, 80)],
+    [(9, 3, 64), (8, 8, 32), (4, 1, 80)],
 )
 def test_attention_of_a_row_alone_and_among_others(
     heads: int, kv_heads: int, size: int, threads: int
@@ -119,7 +119,7 @@ def test_attention_of_a_row_alone_and_among_others(
         for num_rows in (24, 90):
             table = table_of_rows(slots, path[:num_rows], [1] * num_rows, [], [], device=CPU)
             whole = attend(query[:num_rows], keys, values, table.seen)
-            for begin in range(0, num_rows, 5):
+            for begin in range(0, num_rows, 11):
                 for end in (begin + 1, min(begin + 5, num_rows)):
                     rows = [1] * (end - begin)
                     table = table_of_rows(slots, path[:end], rows, [], [], device=CPU)
