@@ -57,14 +57,14 @@ def main() -> None:
                     temperature=0.8 * (number % 2),
                     seed=number,
                     draft_tokens=0,
-                    prompt_lookup_tokens=0,
+                    look_up=False,
                 )
                 for name, how in {
                     "plain": plain,
-                    "lookup": replace(plain, prompt_lookup_tokens=8),
+                    "lookup": replace(plain, prompt_lookup_tokens=8, look_up=True),
                     f"draft {draft}": replace(plain, draft_tokens=64),
                     f"draft {draft}, lookup": replace(
-                        plain, draft_tokens=16, prompt_lookup_tokens=8
+                        plain, draft_tokens=16, prompt_lookup_tokens=8, look_up=True
                     ),
                 }.items():
                     if name in texts and len(texts[name]) == options.prompts:

@@ -92,11 +92,12 @@ from layerpack.formats.text import printable
 )
 @click.option(
     "--prompt-lookup",
-    type=click.IntRange(0),
+    type=click.IntRange(1),
     metavar="N",
-    help="Try N tokens a pass that the text so far suggests, beside a draft's or alone. 0: none. "
+    help="Try N tokens a pass that the text so far suggests, beside a draft's or alone. "
     "[default: 8 where a GPU waits for weights]",
 )
+@click.option("--no-prompt-lookup", is_flag=True, help="Try none of them.")
 @click.option(
     "--same-bits",
     is_flag=True,
@@ -122,6 +123,8 @@ def generate(pack: str, prompt: str | None, prompt_file: str | None, **options: 
         raise click.UsageError("--system goes into the chat template, which --raw leaves out")
     if options["raw"] and options["template_arguments"]:
         raise click.UsageError("--template-arg is for the chat template, which --raw leaves out")
+    if options["prompt_lookup"] is not None and options["no_prompt_lookup"]:
+        raise click.UsageError("give --prompt-lookup or --no-prompt-lookup, not both")
     text = read_prompt(prompt, prompt_file)
     if options["system"] is not None:
         as_utf8(options["system"], "--system")

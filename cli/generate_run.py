@@ -15,7 +15,7 @@ from layerpack.formats.errors import PromptError
 from layerpack.formats.pack import Pack
 from layerpack.formats.units import human_bytes
 from layerpack.formats.verify import require_intact
-from layerpack.runtime.engine.options import LOOKUP_TOKENS, GenerateOptions
+from layerpack.runtime.engine.options import GenerateOptions
 from layerpack.runtime.generate import Generation
 from layerpack.runtime.model import Model
 from layerpack.runtime.open_options import OpenOptions
@@ -53,6 +53,7 @@ def run(
         template_arguments=options["template_arguments"],
         draft_tokens=options["draft_tokens"],
         prompt_lookup_tokens=options["prompt_lookup"],
+        look_up=not options["no_prompt_lookup"],
     )
     pack = Pack.open(path)
     drafting = options["draft"] is not None
@@ -62,7 +63,7 @@ def run(
         context_tokens=options["context"] or tokens_needed(pack, prompt, wanted),
         draft=options["draft"],
         proposed_tokens=(options["draft_tokens"] if drafting else 0)
-        + (LOOKUP_TOKENS if options["prompt_lookup"] is None else options["prompt_lookup"]),
+        + wanted.lookup_tokens(rows_are_free=True),
         same_bits=options["same_bits"],
     )
     trace_file = Path(options["profile_trace"]) if options["profile_trace"] else None

@@ -15,7 +15,7 @@ from layerpack.formats.text import first_line
 from layerpack.runtime.core.device_errors import device_errors
 from layerpack.runtime.core.patience import CancelledError, Patience
 from layerpack.runtime.engine.draft import Draft
-from layerpack.runtime.engine.options import LOOKUP_TOKENS, GenerateOptions
+from layerpack.runtime.engine.options import GenerateOptions
 from layerpack.runtime.engine.prompt import Message, encode_prompt, tokens_left
 from layerpack.runtime.engine.proposers import (
     DraftProposer,
@@ -28,7 +28,7 @@ from layerpack.runtime.engine.sequence import AnySequence, PlainSequence, RowSeq
 from layerpack.runtime.engine.text_sink import TextSink
 from layerpack.runtime.engine.tree import Tree, follow
 from layerpack.runtime.network.row_network import RowNetwork
-from layerpack.runtime.trace.steps import Steps
+from layerpack.runtime.trace.steps import Pass, Steps
 from layerpack.runtime.trace.trace import Trace
 
 
@@ -104,7 +104,6 @@ def run_generation(
     begin_s = time.perf_counter()  # before the first step begins: together they take no longer
     steps, sampler, sink = Steps(trace), Sampler(options), TextSink(tokenizer, on_text)
     ends, finish = _end_ids(network), "length"
-    decode_passes = num_proposed = 0
     with ExitStack() as stack:
         stack.enter_context(_memory_named())
         sequence, proposer = _begin(
@@ -115,9 +114,7 @@ def run_generation(
             options,
             sampler,
             most,
-            lookup=LOOKUP_TOKENS * rows_are_free
-            if options.prompt_lookup_tokens is None
-            else options.prompt_lookup_tokens,
+            lookup=options.lookup_tokens(rows_are_free=rows_are_free),
             patience=patience,
             steps=steps,
         )
@@ -134,7 +131,6 @@ def run_generation(
                 sequence.keep(right)
                 if proposer is not None:
                     proposer.accepted(right)
-                decode_passes, num_proposed = decode_passes + 1, num_proposed + len(tree)
                 new = _cut(new, ends)
                 steps.known(len(new))
                 ids += new
@@ -145,6 +141,7 @@ def run_generation(
             finish = "interrupted"
     seconds = time.perf_counter() - begin_s
     trace.clock.finish()
+    decode_passes, num_proposed = count_proposed(steps.passes, prompt_tokens)
     return Generation(
         text=sink.text,
         token_ids=tuple(sink.token_ids),
@@ -158,6 +155,19 @@ def run_generation(
         first_pass_s=steps.passes[0].seconds if steps.passes else 0.0,
         peak_vram_bytes=torch.cuda.max_memory_allocated(network.device) if on_gpu else 0,
     )
+
+
+def count_proposed(passes: Sequence[Pass], prompt_tokens: int) -> tuple[int, int]:
+    """(passes that gave tokens, tokens proposed in all).
+
+    The first passes of a long prompt give none. Of the tokens that went in, the prompt and the
+    last token of each pass before were known; the rest was proposed.
+    """
+    seen = decode_passes = 0
+    for one in passes:
+        seen += one.num_tokens
+        decode_passes += seen >= prompt_tokens
+    return decode_passes, max(0, seen - prompt_tokens - max(0, decode_passes - 1))
 
 
 def _begin(

@@ -29,8 +29,8 @@ class GenerateOptions:
 
     `draft_tokens` are proposed per pass by the model's draft, if it has one (0 leaves it out);
     `prompt_lookup_tokens` per pass from repetitions of the text so far, beside the draft's or alone
-    (0: none; None: a few where a GPU waits for weights anyway). Both change how many tokens a pass
-    gives, never which.
+    (None: a few where a GPU waits for weights anyway; `look_up` False: none). Both change how many
+    tokens a pass gives, never which.
 
     Raises OptionError for values that mean nothing.
     """
@@ -46,13 +46,20 @@ class GenerateOptions:
     template_arguments: dict[str, object] | None = None
     draft_tokens: int = DRAFT_TOKENS
     prompt_lookup_tokens: int | None = None
+    look_up: bool = True
+
+    def lookup_tokens(self, *, rows_are_free: bool) -> int:
+        """How many a pass tries, where more tokens in it cost nothing or something."""
+        if not self.look_up:
+            return 0
+        return self.prompt_lookup_tokens or (LOOKUP_TOKENS if rows_are_free else 0)
 
     def __post_init__(self) -> None:
         require_whole("max_new_tokens", self.max_new_tokens, 1)
         require_whole("top_k", self.top_k, 0)
         require_whole("draft_tokens", self.draft_tokens, 0)
         if self.prompt_lookup_tokens is not None:
-            require_whole("prompt_lookup_tokens", self.prompt_lookup_tokens, 0)
+            require_whole("prompt_lookup_tokens", self.prompt_lookup_tokens, 1)
         if self.seed is not None:
             require_whole("seed", self.seed, 0, SEEDS - 1)
         if not is_number(self.temperature) or self.temperature < 0:

@@ -62,6 +62,7 @@ def test_usage_errors_end_with_2(generate: Run, tmp_path: Path) -> None:
         (["--prompt", "a", "--prompt-file", "b"], "not both"),
         (["--prompt-file", tmp_path / "nowhere"], "cannot be read (No such file or directory)"),
         (["--prompt-file", tmp_path / "prompt.txt"], "cannot be read"),
+        (["--prompt", "a", "--prompt-lookup", "3", "--no-prompt-lookup"], "not both"),
         (["--prompt", "a", "--system", "b", "--raw"], "--raw leaves out"),
         (["--prompt", "a", "--temperature", "-1"], "--temperature"),
         (["--prompt", "a", "--top-p", "0"], "--top-p"),

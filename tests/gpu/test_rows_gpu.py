@@ -51,15 +51,19 @@ def test_text_with_drafts_and_lookup_is_plain_text(pack_of: PackOf, name: str) -
     with Model.open(pack, OpenOptions(device="cuda", limits=limits, draft=str(pack))) as model:
         for number in range(10):
             plain = GenerateOptions(
-                max_new_tokens=24, seed=number, temperature=float(number % 2), draft_tokens=0
+                max_new_tokens=24,
+                seed=number,
+                temperature=float(number % 2),
+                draft_tokens=0,
+                look_up=False,
             )
             texts = {
                 model.generate(f"text {number}", how).token_ids
                 for how in (
                     plain,
                     replace(plain, draft_tokens=16),
-                    replace(plain, draft_tokens=64, prompt_lookup_tokens=8),
-                    replace(plain, prompt_lookup_tokens=8),
+                    replace(plain, draft_tokens=64, look_up=True),
+                    replace(plain, look_up=True),
                 )
             }
             assert len(texts) == 1, number

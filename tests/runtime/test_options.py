@@ -23,7 +23,7 @@ from layerpack.runtime.plan.plan import Limits
         (GenerateOptions, "min_p", 1.01),
         (GenerateOptions, "seed", 1 << 64),
         (GenerateOptions, "draft_tokens", 1.0),
-        (GenerateOptions, "prompt_lookup_tokens", -1),
+        (GenerateOptions, "prompt_lookup_tokens", 0),
         (OpenOptions, "context_tokens", 0),
         (OpenOptions, "context_tokens", 4096.0),
         (OpenOptions, "proposed_tokens", -1),
