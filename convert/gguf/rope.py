@@ -41,7 +41,7 @@ def rope_parameters(
         raise UnsupportedError(f"{where}: rotates {rotated} of {head_dim} dimensions of a head")
     original = stated.take("rope.scaling.original_context_length")
     attention_factor = stated.take("rope.scaling.attn_factor")
-    if LONG in tensors:
+    if LONG in tensors or SHORT in tensors:
         return _long(base, tensors, original, attention_factor, max_tokens, where)
     if FREQUENCIES in tensors:
         base |= _llama3(tensors[FREQUENCIES], theta, where)

@@ -7,12 +7,15 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from support.models.every import save_random, tiny_config
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from layerpack.convert.api import convert
+from layerpack.convert.gguf.rope import rope_parameters
+from layerpack.convert.gguf.stated import Stated
 from layerpack.formats.errors import SourceError, UnsupportedError
 
 llama_cpp = pytest.importorskip("support.models.llama_cpp")
@@ -171,6 +174,19 @@ def test_what_might_change_the_model_is_refused_by_its_key(
     path = llama_cpp.write_like_llama_cpp(tmp_path / "m.gguf", source, **{key: value})
     with pytest.raises(UnsupportedError, match=r"states (its own attention|llama\.)|scales posi"):
         convert(str(path), tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["rope_factors_long.weight", "rope_factors_short.weight"])
+def test_half_of_longropes_factors_are_refused(name: str) -> None:
+    with pytest.raises(UnsupportedError, match="states LongRoPE without its factors"):
+        rope_parameters(
+            Stated({"phi3.rope.scaling.original_context_length": 64}, "phi3"),
+            {name: np.ones(4, np.float32)},
+            head_dim=8,
+            partly=True,
+            max_tokens=128,
+            where="m.gguf",
+        )
 
 
 def test_values_that_change_nothing_are_taken(tmp_path: Path) -> None:
