@@ -67,10 +67,11 @@ def nf4_linear(
     compute_dtype: torch.dtype,
 ) -> torch.Tensor:
     """`bitsandbytes.matmul_4bit`: x (…, in) with `state.shape` (out, in) to (…, out)."""
+    _require_bound(codes, state)
     inputs = x.to(compute_dtype)
     if bias is not None:
         bias = bias.to(compute_dtype)
-    if x.device.type == "cpu" or codes is None:
+    if x.device.type == "cpu":
         weight = dequantise(codes, state).to(compute_dtype)
         return torch.nn.functional.linear(inputs, weight, bias).to(x.dtype)
     import bitsandbytes
@@ -79,16 +80,20 @@ def nf4_linear(
     return product.to(x.dtype)
 
 
+def _require_bound(codes: torch.Tensor | None, state: Any) -> None:
+    if codes is None or state is None:
+        raise RuntimeError("a streamed linear layer ran before its weights were bound to it")
+
+
 def dequantise(codes: torch.Tensor | None, state: Any) -> torch.Tensor:
     """The weight (out, in) in the state's dtype, on the codes' device.
 
     bitsandbytes' AVX512 kernel restarts blocks at each row, which is wrong where `in` is no
     multiple of the block size; seen as one long row, the weight comes out right on every CPU.
     """
-    if codes is None or state is None:
-        raise RuntimeError("a streamed linear layer ran before its weights were bound to it")
+    _require_bound(codes, state)
     shape = state.shape
-    if codes.device.type == "cpu":
+    if codes is not None and codes.device.type == "cpu":
         state.shape = torch.Size((1, shape.numel()))
     try:
         weight: torch.Tensor = functional().dequantize_4bit(codes, state)

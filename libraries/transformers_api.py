@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from layerpack.formats.text import first_line
 from layerpack.libraries.torch_api import buffers_of, set_buffer
 
 
@@ -179,7 +180,7 @@ def generation_config_problem(raw: bytes) -> str | None:
             return "it is not a JSON object"
         quiet().GenerationConfig.from_dict(fields)
     except Exception as reason:
-        return f"it is not usable ({str(reason).splitlines()[0][:200]})"
+        return f"it is not usable ({first_line(reason)})"
     return None
 
 

@@ -16,7 +16,7 @@ from layerpack.runtime.engine.step import plain_step, step
 from layerpack.runtime.engine.tree import ROOT, Tree
 from layerpack.runtime.kv.slots import KvSlots
 from layerpack.runtime.network.row_network import RowNetwork
-from layerpack.runtime.network.rows import Rows, table_of_rows
+from layerpack.runtime.network.rows import table_of_rows
 from layerpack.runtime.plan.needs import PREFILL_TOKENS
 from layerpack.runtime.trace.steps import Steps
 
@@ -130,17 +130,18 @@ class RowSequence:
         for slot, parent in zip(slots[len(tokens) :], tree.parents, strict=True):
             above = [] if parent == ROOT else self._tails[parent]
             self._tails.append([*above, slot])
-        logits = step(self._network, self._table(tokens, tree.tokens, self._tails[first:]))
+        rows = table_of_rows(
+            self._kv,
+            self._path,
+            tokens,
+            tree.tokens,
+            self._tails[first:],
+            device=self._network.device,
+        )
+        logits = step(self._network, rows)
         if self._steps is not None:
             self._steps.ran(len(tokens) + len(tree), begin_s)
         return logits
-
-    def _table(
-        self, tokens: Sequence[int], nodes: Sequence[int], tails: Sequence[Sequence[int]]
-    ) -> Rows:
-        return table_of_rows(
-            self._kv, self._path, tokens, nodes, tails, device=self._network.device
-        )
 
 
 class PlainSequence:

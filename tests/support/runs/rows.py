@@ -20,6 +20,17 @@ def one_by_one(rows: RowNetwork, ids: Sequence[int]) -> torch.Tensor:
         return torch.cat([sequence.extend(ids[: end + 1]) for end in range(len(ids))])
 
 
+def unequal_seeds(rows: RowNetwork, ids: Sequence[int], seeds: Sequence[int]) -> list[int]:
+    """Of these seeds those by which a cut and a tree give other logits than passes of one token."""
+    alone, unequal = one_by_one(rows, ids), []
+    for seed in seeds:
+        chance = random.Random(seed)
+        begin = chance.randrange(2, len(ids) - 1)
+        if not torch.equal(in_a_tree(rows, ids, begin, chance), alone[begin - 1 :]):
+            unequal.append(seed)
+    return unequal
+
+
 def in_a_tree(
     rows: RowNetwork, ids: Sequence[int], begin: int, chance: random.Random
 ) -> torch.Tensor:
