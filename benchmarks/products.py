@@ -21,8 +21,8 @@ import torch
 import triton
 from torch.nn.functional import linear
 
-from layerpack.runtime.network import product_tma, product_triton
-from layerpack.runtime.network.tile import Tile
+from layerpack.runtime.product import copy_engine, in_order
+from layerpack.runtime.product.tile import Tile
 
 HIDDEN, INNER, KV = 8192, 29568, 1024
 SHAPES = {
@@ -57,11 +57,11 @@ def tiles(num_rows: int) -> Iterator[tuple[str, Tile]]:
 def run(kind: str, x: torch.Tensor, weight: torch.Tensor, tile: Tile) -> torch.Tensor:
     """One product, with the copy engine or without."""
     if kind == "pointers":
-        return product_triton.product(x, weight, None, tile)
+        return in_order.product(x, weight, None, tile)
     out = torch.empty((len(x), len(weight)), dtype=x.dtype, device=x.device)
     cores = torch.cuda.get_device_properties(CUDA).multi_processor_count
     programs = min(tile.count(*out.shape), cores)
-    return product_tma.product(x, weight, None, out, tile, programs)
+    return copy_engine.product(x, weight, None, out, tile, programs)
 
 
 def timed(work: Callable[[], object]) -> float:
@@ -73,7 +73,7 @@ def tune(num_rows: int, name: str) -> None:
     """Every tile; the best few."""
     weight = torch.randn(SHAPES[name], device=CUDA, dtype=torch.bfloat16) * 0.02
     x = torch.randn((num_rows, SHAPES[name][1]), device=CUDA, dtype=torch.bfloat16)
-    wanted = product_triton.product(x, weight, None)
+    wanted = in_order.product(x, weight, None)
     found: list[tuple[float, str]] = []
     unequal = 0
     for kind, tile in tiles(num_rows):
@@ -118,12 +118,12 @@ def main() -> None:
         decode = timed(partial(bnb.dequantize_4bit, codes, state))
         weight = bnb.dequantize_4bit(codes, state)
         x = torch.randn((max(counts), shape[1]), device=CUDA, dtype=torch.bfloat16)
-        whole = product_triton.product(x, weight, None)
+        whole = in_order.product(x, weight, None)
         for count in counts:
             some = x[:count]
-            ours = timed(partial(product_triton.product, some, weight, None))
+            ours = timed(partial(in_order.product, some, weight, None))
             cublas = timed(partial(linear, some, weight))
-            out = product_triton.product(some, weight, None)
+            out = in_order.product(some, weight, None)
             few = min(count, 16)
             exact = some[:few].double() @ weight.double().t()
             row = {

@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument("--vram", default="8GiB", help="cap for the whole process")
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--passes", type=int, default=5)
+    parser.add_argument("--draft", type=Path, help="a pack for the step `drafted`")
     parser.add_argument("--disk-seconds", type=float, default=1.0, help="of each of six probes")
     parser.add_argument("--only", default="", help=f"steps to take, of {','.join(STEPS)}")
     parser.add_argument("--skip", default="", help="steps to leave out")

@@ -86,9 +86,8 @@ from layerpack.formats.text import printable
 @click.option(
     "--draft-tokens",
     type=click.IntRange(1),
-    default=64,
-    show_default=True,
-    help="Tokens that the draft proposes per pass, as a tree.",
+    help="Tokens that the draft proposes per pass, as a tree. [default: as many as cost nothing, "
+    "up to 256, in trees as deep as measured times say]",
 )
 @click.option(
     "--prompt-lookup",

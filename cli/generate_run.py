@@ -15,7 +15,7 @@ from layerpack.formats.errors import PromptError
 from layerpack.formats.pack import Pack
 from layerpack.formats.units import human_bytes
 from layerpack.formats.verify import require_intact
-from layerpack.runtime.engine.options import GenerateOptions
+from layerpack.runtime.engine.options import MOST_DRAFT_TOKENS, GenerateOptions
 from layerpack.runtime.generate import Generation
 from layerpack.runtime.model import Model
 from layerpack.runtime.open_options import OpenOptions
@@ -62,7 +62,7 @@ def run(
         limits=limits_of(options),
         context_tokens=options["context"] or tokens_needed(pack, prompt, wanted),
         draft=options["draft"],
-        proposed_tokens=(options["draft_tokens"] if drafting else 0)
+        proposed_tokens=(options["draft_tokens"] or MOST_DRAFT_TOKENS if drafting else 0)
         + wanted.lookup_tokens(rows_are_free=True),
         same_bits=options["same_bits"],
     )
@@ -80,13 +80,19 @@ def run(
             click.echo(describe_setup(model, started_s - options["began_s"]), err=True)
         elif model.why_no_rows and options["prompt_lookup"]:
             click.echo(f"note: {describe_rows(model)}", err=True)
-        life.say(f"the first pass of {human_bytes(model.plan.streamed_bytes)} …")
+        first = f"the first pass of {human_bytes(model.plan.streamed_bytes)}"
+        life.say(f"{first} …")
 
         def print_text(piece: str) -> None:
             life.over()
             _print_piece(piece)
 
-        result = model.generate(prompt, wanted, on_text=print_text)
+        result = model.generate(
+            prompt,
+            wanted,
+            on_text=print_text,
+            on_wait=lambda progress: life.bar(first, progress.done, progress.total, "layers"),
+        )
         life.over()
         click.echo()
         click.echo(summary(model, result), err=True)
@@ -122,8 +128,9 @@ def _print_piece(piece: str) -> None:
 
 def summary(model: Model, result: Generation) -> str:
     """One line: tokens, seconds per pass, what was proposed, bytes streamed, peak VRAM."""
+    each = f", {result.seconds / len(result.token_ids):.3f} s a token" if result.token_ids else ""
     parts = [
-        f"{len(result.token_ids)} tokens in {result.seconds:.1f} s",
+        f"{len(result.token_ids)} tokens in {result.seconds:.1f} s{each}",
         f"{result.passes} passes of {result.pass_s:.3f} s",
     ]
     if result.proposed_tokens:

@@ -6,16 +6,19 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 class SignOfLife:
     """`say` what is going on, in place of what was said before; `over` when there is more to see.
 
+    After `over` only `say` shows something again, a bar does not: text may stand on the line.
     Standard error gets nothing where it is no terminal.
     """
 
     def __init__(self) -> None:
         self._said = False
+        self._bar: Any = None
 
     def say(self, text: str) -> None:
         """Show it now."""
@@ -25,8 +28,29 @@ class SignOfLife:
             sys.stderr.flush()
             self._said = True
 
+    def bar(self, text: str, done: int, total: int, unit: str) -> None:
+        """What was said last goes on, and is so far."""
+        if not self._said:
+            return
+        if self._bar is None:
+            from tqdm import tqdm
+
+            self._bar = tqdm(
+                desc=text,
+                total=total,
+                bar_format="{desc} |{bar}| {n_fmt}/{total_fmt} " + unit,
+                dynamic_ncols=True,
+                leave=False,
+                file=sys.stderr,
+            )
+        self._bar.n = done
+        self._bar.refresh()
+
     def over(self) -> None:
         """Leave an empty line to write on."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
         if self._said:
             sys.stderr.write("\r\x1b[K")
             sys.stderr.flush()

@@ -68,6 +68,11 @@ class Rope:
     def __init__(self, network: nn.Module) -> None:
         self._tables = list(_tables(network))
 
+    @property
+    def follows_length(self) -> bool:
+        """Whether there are any such."""
+        return bool(self._tables)
+
     @contextmanager
     def sequence(self) -> Iterator[None]:
         """A sequence of the network begins, and ends; then all is as it was before."""

@@ -16,6 +16,7 @@ from layerpack.runtime.core.device_errors import device_errors
 from layerpack.runtime.core.patience import CancelledError, Patience
 from layerpack.runtime.engine.draft import Draft
 from layerpack.runtime.engine.options import GenerateOptions
+from layerpack.runtime.engine.pace import Pace
 from layerpack.runtime.engine.prompt import Message, encode_prompt, tokens_left
 from layerpack.runtime.engine.proposers import (
     DraftProposer,
@@ -84,11 +85,13 @@ def run_generation(
     reserved_tokens: int | None = None,
     draft: Draft | None = None,
     rows_are_free: bool = False,
+    free_rows: int = 0,
     on_text: Callable[[str], None] | None = None,
 ) -> Generation:
     """See `Model.generate`; `rows` is the network for tables of rows, None if it takes none.
 
-    `rows_are_free`: the device waits for weights longer than some more tokens take.
+    `rows_are_free`: the device waits for weights longer than some more tokens take; `free_rows`: so
+    many, where that was measured.
 
     `context_limit` is the model's, `reserved_tokens` the most that memory was set aside for; None
     where there is no bound.
@@ -115,6 +118,7 @@ def run_generation(
             sampler,
             most,
             lookup=options.lookup_tokens(rows_are_free=rows_are_free),
+            free_rows=free_rows,
             patience=patience,
             steps=steps,
         )
@@ -180,6 +184,7 @@ def _begin(
     most: int,
     *,
     lookup: int,
+    free_rows: int,
     patience: Patience,
     steps: Steps,
 ) -> tuple[AnySequence, Proposer | None]:
@@ -188,13 +193,17 @@ def _begin(
         plain = PlainSequence.opened(network, max_tokens=most, patience=patience, steps=steps)
         return stack.enter_context(plain), None
     proposer: Proposer | None = None
-    nodes = options.draft_tokens if draft is not None else 0
+    nodes, pace = options.draft_tokens, None
+    if nodes is None:
+        nodes, pace = max(1, free_rows - 1 - lookup), Pace()
+    if draft is None:
+        nodes = 0
     if draft is not None and nodes:
         shape = shape_of(nodes)
         drafted = RowSequence.opened(
             draft.rows, max_tokens=most, max_nodes=shape.levels * shape.beams, patience=patience
         )
-        proposer = DraftProposer(stack.enter_context(drafted), sampler, shape)
+        proposer = DraftProposer(stack.enter_context(drafted), sampler, shape, pace)
     if lookup:
         proposer = LookupProposer(lookup, proposer)
     opened = RowSequence.opened(

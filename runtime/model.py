@@ -13,6 +13,7 @@ from typing import Any
 from layerpack.formats.errors import StreamError
 from layerpack.formats.pack import Pack
 from layerpack.runtime.core.patience import TICK_S, Patience
+from layerpack.runtime.core.progress import PassProgress
 from layerpack.runtime.core.threads import Job, Worker
 from layerpack.runtime.engine.draft import Draft
 from layerpack.runtime.engine.options import GenerateOptions
@@ -125,6 +126,11 @@ class Model:
         return self._model.draft
 
     @property
+    def free_rows(self) -> int:
+        """How many tokens of a pass cost nothing; 0 if that was not measured."""
+        return self._model.free_rows
+
+    @property
     def tokenizer(self) -> Any:
         """transformers' tokenizer of the pack. Raises PackError if there is none."""
         if isinstance(self._model.tokenizer, Exception):
@@ -137,17 +143,20 @@ class Model:
         options: GenerateOptions = GenerateOptions(),
         *,
         on_text: OnText | None = None,
+        on_wait: Callable[[PassProgress], None] = lambda progress: None,
     ) -> Generation:
         """Generate from a prompt (a text, or chat messages); waits.
 
         `on_text(piece)` is called, in this thread, with each piece of text as soon as it is
-        certain. Ctrl-C ends the generation early: what there is comes back, with `finish`
-        "interrupted". Raises PromptError, StreamError.
+        certain, `on_wait(progress)` a few times a second while none comes. Ctrl-C ends the
+        generation early: what there is comes back, with `finish` "interrupted". Raises PromptError,
+        StreamError.
         """
         pieces, job = self._begin(prompt, options)
         say: OnText = on_text or (lambda piece: None)
+        wait = functools.partial(on_wait, self._model.progress)
         try:
-            for piece in _until_end(pieces, job):
+            for piece in _until_end(pieces, job, wait):
                 say(piece)
         except KeyboardInterrupt:
             job.cancel()
@@ -199,6 +208,7 @@ class Model:
             reserved_tokens=self.reserved_tokens,
             draft=self.draft,
             rows_are_free=self._model.device.type == "cuda" and self.plan.streamed_bytes > 0,
+            free_rows=self.free_rows,
             on_text=pieces.put,
         )
         return pieces, self._worker.submit(work, on_end=lambda: pieces.put(None))
@@ -212,7 +222,11 @@ def _closed() -> StreamError:
     return StreamError("the model is closed; open it again")
 
 
-def _until_end(pieces: SimpleQueue[str | None], job: Job[Generation]) -> Iterator[str]:
+def _until_end(
+    pieces: SimpleQueue[str | None],
+    job: Job[Generation],
+    on_wait: Callable[[], None] = lambda: None,
+) -> Iterator[str]:
     while True:
         try:
             # In short waits: on Windows Ctrl-C comes through only between two of them.
@@ -220,6 +234,7 @@ def _until_end(pieces: SimpleQueue[str | None], job: Job[Generation]) -> Iterato
         except Empty:
             if job.over:  # Ctrl-C came as the last one was taken
                 return
+            on_wait()
             continue
         if piece is None:
             return

@@ -17,10 +17,10 @@ from layerpack.formats.pack import Pack
 from layerpack.libraries.dtypes import TORCH_DTYPES
 from layerpack.runtime.core.slices import pass_slices
 from layerpack.runtime.engine.draft import Draft, load_draft
-from layerpack.runtime.engine.options import DRAFT_TOKENS
-from layerpack.runtime.network.product import Arithmetic
+from layerpack.runtime.engine.options import MOST_DRAFT_TOKENS
 from layerpack.runtime.network.row_network import RowNetwork
 from layerpack.runtime.open_options import OpenOptions
+from layerpack.runtime.product.ways import Arithmetic
 from layerpack.runtime.tokenizer import load_tokenizer
 
 
@@ -73,6 +73,6 @@ def with_draft(options: OpenOptions, draft: Draft) -> OpenOptions:
     cache_bytes = draft.cache_bytes(options.planned_tokens)
     return replace(
         options,
-        proposed_tokens=options.proposed_tokens or DRAFT_TOKENS,
+        proposed_tokens=options.proposed_tokens or MOST_DRAFT_TOKENS,
         extra_vram_bytes=options.extra_vram_bytes + cache_bytes,
     )

@@ -20,13 +20,13 @@ from layerpack.libraries import bitsandbytes_api
 from layerpack.libraries.dtypes import TORCH_DTYPES
 from layerpack.runtime.core.device_errors import device_errors
 from layerpack.runtime.core.patience import Patience
+from layerpack.runtime.core.progress import PassProgress
 from layerpack.runtime.core.slices import head_weight
 from layerpack.runtime.engine.draft import Draft
 from layerpack.runtime.loading import Loading
 from layerpack.runtime.machine.devices import capped_vram, pick_device
 from layerpack.runtime.machine.machine import Machine
 from layerpack.runtime.network.attach import attach
-from layerpack.runtime.network.product import Arithmetic, pick_product
 from layerpack.runtime.network.row_network import RowNetwork, use_arithmetic, why_no_rows
 from layerpack.runtime.network.skeleton import build_skeleton
 from layerpack.runtime.network.warm_up import touch_linear, warming_up
@@ -34,6 +34,8 @@ from layerpack.runtime.open_draft import open_draft, with_draft
 from layerpack.runtime.open_options import OpenOptions
 from layerpack.runtime.plan.plan import Plan, Tier
 from layerpack.runtime.planning import measured, plan_for
+from layerpack.runtime.product.free_rows import free_rows
+from layerpack.runtime.product.ways import Arithmetic, Product, pick_product
 from layerpack.runtime.stream.store import Store
 from layerpack.runtime.tokenizer import load_tokenizer
 from layerpack.runtime.trace.trace import NO_TRACE, Trace
@@ -74,6 +76,8 @@ class Opened:
     why_no_rows: str | None
     tokenizer: Any
     draft: Draft | None
+    free_rows: int
+    progress: PassProgress
     setup: SetupTimes
 
 
@@ -95,6 +99,10 @@ def opened(
             yield model
         finally:
             # Its layers see the slots: let go of their memory, and of the draft's.
+            if model.rows is not None:
+                model.rows.close()
+            if model.draft is not None:
+                model.draft.rows.close()
             model.network = model.rows = model.draft = None
 
 
@@ -145,7 +153,8 @@ def _open(
         done()
         loaded = loading.result()
         done()
-        attach(network, pack, loaded, device, trace)
+        progress = PassProgress(pack.manifest.model.num_layers)
+        attach(network, pack, loaded, device, trace, progress)
     arithmetic = Arithmetic()
     use_arithmetic(network, arithmetic)
     # Nothing streamed could hide the decoding of a whole weight for a single row.
@@ -154,9 +163,15 @@ def _open(
     why_not = why_no_rows(network)
     if why_not is not None and draft is not None:
         raise SourceError(f"draft {draft.name}: {pack.path} cannot check its tokens ({why_not})")
+    rows, free = None, 0
+    if why_not is None:
+        # A profile is of layers, which a recorded pass has none of.
+        recordable = whole and not trace.enabled
+        rows = RowNetwork(network, arithmetic, product, resident=recordable)
     done()
     if draft is not None:
         draft.fit(network.config.get_text_config().vocab_size)
+        free = min(_free_rows(product, pack, device, plan), 1 + options.proposed_tokens)
     spans = [after - before for before, after in itertools.pairwise(times_s)]
     return Opened(
         pack=pack,
@@ -164,10 +179,12 @@ def _open(
         machine=machine,
         plan=plan,
         network=network,
-        rows=RowNetwork(network, arithmetic, product) if why_not is None else None,
+        rows=rows,
         why_no_rows=why_not,
         tokenizer=tokenizer,
         draft=draft,
+        free_rows=free,
+        progress=progress,
         setup=SetupTimes(
             draft_s=spans[0],
             plan_s=spans[1],
@@ -175,6 +192,17 @@ def _open(
             wait_for_weights_s=spans[3],
             attach_s=spans[4],
         ),
+    )
+
+
+def _free_rows(product: Product, pack: Pack, device: torch.device, plan: Plan) -> int:
+    return free_rows(
+        product,
+        max(_shapes(pack)[:-1], key=lambda shape: shape[0] * shape[1]),
+        num_parameters=pack.manifest.model.num_parameters,
+        device=device,
+        dtype=TORCH_DTYPES[pack.manifest.model.dtype],
+        pass_s=plan.pass_s,
     )
 
 

@@ -6,18 +6,20 @@ import os
 import random
 import statistics
 import time
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
 from layerpack.formats.read import BufferedReader
+from layerpack.runtime import generate
 from layerpack.runtime.core.patience import Patience
 from layerpack.runtime.core.slices import Slice
 from layerpack.runtime.engine.sequence import RowSequence
-from layerpack.runtime.engine.tree import Tree
+from layerpack.runtime.engine.tree import ROOT, Tree
 from layerpack.runtime.model import Model
 from layerpack.runtime.stream.host_tier import HostTier
 
@@ -79,11 +81,31 @@ def _tree(chain: int, nodes: int) -> Tree:
     return tree
 
 
-def sequence_of(model: Model, tokens: int, nodes: int) -> AbstractContextManager[RowSequence]:
+def sequence_of(
+    model: Model, tokens: int, nodes: int, *, spare: int = 100
+) -> AbstractContextManager[RowSequence]:
     """A sequence of the model, with room for so much."""
     rows = model.rows
     assert rows is not None, model.why_no_rows
-    return RowSequence.opened(rows, max_tokens=tokens + 100, max_nodes=nodes, patience=Patience())
+    most = tokens + spare
+    return RowSequence.opened(rows, max_tokens=most, max_nodes=nodes, patience=Patience())
+
+
+@contextmanager
+def let_pass(count: int) -> Iterator[None]:
+    """In the block `generate` takes so many nodes of each tree for right, the likeliest ones."""
+
+    def forced(tree: Tree, choose: Callable[[int, int], int]) -> tuple[list[int], list[int]]:
+        tokens, right, place = list[int](), list[int](), ROOT
+        while len(right) < count and place in tree.parents:
+            place = tree.parents.index(place)
+            right.append(place)
+            tokens.append(tree.tokens[place])
+        own = choose(place, len(tokens))
+        return [*tokens, own], right
+
+    with mock.patch.object(generate, "follow", forced):
+        yield
 
 
 def _time(sequence: RowSequence, ids: list[int], tree: Tree) -> float:

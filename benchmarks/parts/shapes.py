@@ -5,6 +5,23 @@ from __future__ import annotations
 from typing import Any
 
 SHAPES: dict[str, dict[str, Any]] = {
+    "qwen2.5-0.5b": {  # its lm_head is the embedding; a pack of random weights has both
+        "architectures": ["Qwen2ForCausalLM"],
+        "model_type": "qwen2",
+        "hidden_act": "silu",
+        "hidden_size": 896,
+        "intermediate_size": 4864,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 14,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 32768,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1000000.0,
+        "tie_word_embeddings": False,
+        "vocab_size": 151936,
+        "bos_token_id": 256,
+        "eos_token_id": 256,
+    },
     "qwen2.5-72b": {
         "architectures": ["Qwen2ForCausalLM"],
         "model_type": "qwen2",

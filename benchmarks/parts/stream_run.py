@@ -36,6 +36,7 @@ class Run:
         self.total_bytes = sum(part.length_bytes for part in self.slices)
         self.context: int = arguments.context
         self.passes: int = arguments.passes
+        self.draft: Path | None = arguments.draft
         self.probe_s: float = arguments.disk_seconds
         self.vram: str = arguments.vram
         self.result: dict[str, Any] = {
@@ -45,6 +46,7 @@ class Run:
         }
         self.begin_s = time.perf_counter()
         self.one_s: float | None = None
+        self.decoded_s: float | None = None
         self.disk_gb_s: list[float] = []
 
     def note(self, name: str, value: Any) -> None:
@@ -77,13 +79,26 @@ class Run:
         self.note("disk alone GB/s", [round(gb_s, 3) for gb_s in self.disk_gb_s])
 
     @contextmanager
-    def opened(self, limits: Limits) -> Iterator[Model]:
+    def opened(
+        self,
+        limits: Limits,
+        *,
+        context: int | None = None,
+        draft: Path | None = None,
+        nodes: int = 0,
+    ) -> Iterator[Model]:
         """A model under the cap of the run, with peak memory counted from here."""
         gc.collect()
         cap_vram(self.vram)
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(DEVICE)
-        options = OpenOptions(device="cuda", limits=limits, context_tokens=self.context + 300)
+        options = OpenOptions(
+            device="cuda",
+            limits=limits,
+            context_tokens=context or self.context + 300,
+            draft=None if draft is None else str(draft),
+            proposed_tokens=nodes,
+        )
         with Model.open(self.path, options) as model:
             yield model
 

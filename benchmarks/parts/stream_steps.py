@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import statistics
 from collections.abc import Callable
 
 import torch
-from parts.passes import GROWTH_PASSES, measure_growth, sequence_of, summary
+from parts.passes import GROWTH_PASSES, let_pass, measure_growth, sequence_of, summary
 from parts.stream_run import Run
 from startup import measure_startup
 
 from layerpack.cli.options.sizes import parse_size
 from layerpack.formats.units import GIB
 from layerpack.runtime.engine.options import GenerateOptions
+from layerpack.runtime.engine.sampling import Sampler
 from layerpack.runtime.engine.tree import ROOT, Tree
 from layerpack.runtime.plan.plan import Limits, Tier
 
 _DECODED = 24
+_LET_PASS = 4
 
 
 def host(run: Run) -> None:
@@ -81,11 +84,62 @@ def decode(run: Run) -> None:
     options = GenerateOptions(raw=True, max_new_tokens=_DECODED)
     with run.opened(run.in_host()) as model:
         done = model.generate("a b " * (run.context // 4), options)
-    pass_s = (done.seconds - done.first_pass_s) / max(1, done.passes - 1)
+    pass_s = run.decoded_s = (done.seconds - done.first_pass_s) / max(1, done.passes - 1)
     run.note("generate", {"prompt tokens": done.prompt_tokens, "tokens": len(done.token_ids)})
     limit_s = run.total_bytes / 1e9 / run.link_gb_s
     run.note("generate, seconds per token after the first", round(pass_s, 4))
     run.note("generate over limit", round(pass_s / limit_s, 4))
+
+
+def drafted(run: Run) -> None:
+    """`generate` with a draft of random weights, four of whose tokens are let pass for right."""
+    if run.draft is None:
+        raise ValueError("needs --draft")
+    with run.opened(run.in_host(), draft=run.draft) as model:
+        run.note("rows that are free", model.free_rows)
+        for nodes in (64, None):
+            options = GenerateOptions(raw=True, max_new_tokens=5 * _DECODED, draft_tokens=nodes)
+            with let_pass(_LET_PASS):
+                done = model.generate("a b " * (run.context // 4), options)
+            passes, what = done.passes - 1, f"a draft's {nodes or 'free'} tokens"
+            pass_s = (done.seconds - done.first_pass_s) / passes
+            run.note(f"{what}, proposed a pass", round(done.proposed_tokens / passes, 1))
+            run.note(f"{what}, seconds a pass", round(pass_s, 4))
+            tokens_s = pass_s / (len(done.token_ids) - 1) * passes
+            run.note(f"{what}, seconds a token", round(tokens_s, 4))
+            if run.decoded_s:
+                run.note(f"{what}, pass over a plain one", round(pass_s / run.decoded_s, 4))
+                run.note(f"{what}, tokens/s over plain", round(run.decoded_s / tokens_s, 3))
+        run.note_peak("with a draft")
+
+
+def memory(run: Run) -> None:
+    """A prompt of 4,000 tokens and a tree of 64 rows in 8 GiB: what was planned, what was used."""
+    limits = Limits(vram_bytes=parse_size(run.vram), host_slices=len(run.slices))
+    with run.opened(limits, context=4096, nodes=63) as model:
+        plan, steady = model.plan, torch.cuda.memory_allocated()
+        kept = plan.bytes_in(Tier.VRAM) + plan.num_slots * plan.slot_bytes
+        peaks = {}
+        with sequence_of(model, 3996, 63, spare=0) as sequence:
+            for what, tokens in {"prefill": 2048, "4,000 tokens": 4000}.items():
+                sequence.extend([number % 256 for number in range(tokens - 8)])
+                peaks[what] = torch.cuda.max_memory_allocated()
+            for _ in range(3):
+                tree = Tree()
+                while len(tree) < 63:
+                    tree.add(random.randrange(-1, len(tree)), random.randrange(256))
+                ids = [number % 256 for number in range(3993)]
+                logits = sequence.extend(ids, tree)
+                Sampler(GenerateOptions()).chooser(logits, len(ids))
+            peaks["tree"] = torch.cuda.max_memory_allocated()
+    run.note(
+        "memory planned, MB",
+        {name: round(value / 1e6) for name, value in dataclasses.asdict(plan.needs).items()},
+    )
+    run.note("memory kept, MB: planned, seen", [round(kept / 1e6), round(steady / 1e6)])
+    run.note("memory peaks, MB", {name: round(value / 1e6) for name, value in peaks.items()})
+    planned = kept + plan.needs.total_bytes
+    run.note("memory, peak over plan", round(max(peaks.values()) / planned, 4))
 
 
 def growth(run: Run) -> None:
@@ -163,6 +217,8 @@ STEPS: dict[str, Callable[[Run], None]] = {
     "tree": tree,
     "bits": bits,
     "decode": decode,
+    "drafted": drafted,
+    "memory": memory,
     "growth": growth,
     "filled": filled,
     "4gib": four_gib,

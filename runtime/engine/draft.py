@@ -21,9 +21,9 @@ from layerpack.formats.text import first_line, is_repo_id
 from layerpack.libraries.transformers_api import quiet
 from layerpack.runtime.core.device_errors import is_device_error
 from layerpack.runtime.engine.hub_reach import why_out_of_reach
-from layerpack.runtime.network.product import Arithmetic
 from layerpack.runtime.network.row_network import RowNetwork, why_no_rows
 from layerpack.runtime.plan.needs import cache_bytes
+from layerpack.runtime.product.ways import Arithmetic
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,5 +128,5 @@ def load_draft(name: str, *, device: torch.device, dtype: torch.dtype) -> Draft:
         missing = isinstance(reason, OSError) and not Path(name).exists()
         here = ", and there is no such directory here" if missing else ""
         raise SourceError(f"draft {name}: cannot be loaded ({line}){here}") from reason
-    rows = RowNetwork(network.eval(), Arithmetic(), None)
+    rows = RowNetwork(network.eval(), Arithmetic(), None, resident=True)
     return Draft(name=name, rows=rows, tokenizer=tokenizer)

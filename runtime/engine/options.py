@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from layerpack.formats.errors import OptionError
 from layerpack.runtime.core.checked import is_number, require_whole
 
-DRAFT_TOKENS = 64
-"""Tokens proposed per pass by a draft, as a tree, unless asked otherwise.
+MOST_DRAFT_TOKENS = 256
+"""Tokens proposed per pass by a draft, as a tree, where so many are free.
 
 A pass that streams its weights costs what one of a single token does, so only the draft's own time
-counts. A real pair of models gave 3.7 tokens a pass for a chain of 16, 5.7 for a tree of 64.
+counts, until computing takes longer than the weights.
 """
 LOOKUP_TOKENS = 8
 """Tokens tried per pass that the text so far suggests, where trying them costs nothing."""
@@ -27,7 +27,8 @@ class GenerateOptions:
     sends a text as it is, without the chat template; `system` is a system message put before it,
     `template_arguments` go to the template (`{"enable_thinking": False}`).
 
-    `draft_tokens` are proposed per pass by the model's draft, if it has one (0 leaves it out);
+    `draft_tokens` are proposed per pass by the model's draft, if it has one (0 leaves it out; None:
+    as many as cost nothing, in trees as deep as measured times say);
     `prompt_lookup_tokens` per pass from repetitions of the text so far, beside the draft's or alone
     (None: a few where a GPU waits for weights anyway; `look_up` False: none). Both change how many
     tokens a pass gives, never which.
@@ -44,7 +45,7 @@ class GenerateOptions:
     raw: bool = False
     system: str | None = None
     template_arguments: dict[str, object] | None = None
-    draft_tokens: int = DRAFT_TOKENS
+    draft_tokens: int | None = None
     prompt_lookup_tokens: int | None = None
     look_up: bool = True
 
@@ -57,7 +58,8 @@ class GenerateOptions:
     def __post_init__(self) -> None:
         require_whole("max_new_tokens", self.max_new_tokens, 1)
         require_whole("top_k", self.top_k, 0)
-        require_whole("draft_tokens", self.draft_tokens, 0)
+        if self.draft_tokens is not None:
+            require_whole("draft_tokens", self.draft_tokens, 0)
         if self.prompt_lookup_tokens is not None:
             require_whole("prompt_lookup_tokens", self.prompt_lookup_tokens, 1)
         if self.seed is not None:

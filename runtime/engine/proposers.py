@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
+
 from layerpack.runtime.engine.lookup import Lookup
+from layerpack.runtime.engine.pace import Pace
 from layerpack.runtime.engine.sampling import Sampler
 from layerpack.runtime.engine.sequence import RowSequence
 from layerpack.runtime.engine.tree import ROOT, Tree
+
+_MOST_LEVELS = 32  # a sure draft writes long chains; others end where no node is likely enough
 
 
 class Proposer(Protocol):
@@ -35,7 +41,7 @@ class TreeShape:
 def shape_of(nodes: int) -> TreeShape:
     """What gave most tokens a pass for a real pair of models (Qwen2.5-Coder 1.5B and 0.5B)."""
     beams = 1 if nodes <= 4 else 4 if nodes <= 16 else 8 if nodes <= 128 else 16
-    return TreeShape(nodes=nodes, levels=min(nodes, 16 if nodes > 128 else 12), beams=beams)
+    return TreeShape(nodes=nodes, levels=min(nodes, _MOST_LEVELS), beams=beams)
 
 
 @dataclass(slots=True)
@@ -57,8 +63,16 @@ class DraftProposer:
     Sources: SpecExec, https://arxiv.org/abs/2406.02532; EAGLE-2, https://arxiv.org/abs/2406.16858.
     """
 
-    def __init__(self, sequence: RowSequence, sampler: Sampler, shape: TreeShape) -> None:
+    def __init__(
+        self,
+        sequence: RowSequence,
+        sampler: Sampler,
+        shape: TreeShape,
+        pace: Pace | None = None,
+    ) -> None:
+        """`pace` None: always all levels of the shape; else those that are worth their time."""
         self._sequence, self._sampler, self._shape = sequence, sampler, shape
+        self._pace = pace
         self._tried: dict[int, int] = {}  # a proposed node's place to that in the draft's sequence
 
     def propose(self, ids: Sequence[int], most: int) -> Tree:
@@ -67,19 +81,26 @@ class DraftProposer:
         levels = min(self._shape.levels, most, most if room is None else room)
         nodes: list[_Node] = []
         level: list[int] = [ROOT]
-        logits, num_tried = self._sequence.extend(ids), 0
+        logits, num_tried, likely = self._sequence.extend(ids), 0, 1.0
+        if self._pace is not None:
+            self._pace.begin()
         for depth in range(max(0, levels)):
-            scores = self._sampler.scores(logits, [len(ids) + depth] * len(level))
-            best = scores.log_softmax(-1).topk(min(self._shape.beams, logits.shape[-1]))
             begin = len(nodes)
-            for parent, row, tokens in zip(
-                level, best.values.tolist(), best.indices.tolist(), strict=True
+            for parent, children in zip(
+                level, self._children(logits, len(ids) + depth), strict=True
             ):
                 above = nodes[parent].score if parent != ROOT else 0.0
-                nodes += [_Node(above + s, t, parent) for s, t in zip(row, tokens, strict=True)]
+                nodes += [_Node(above + score, token, parent) for score, token in children]
             level = heapq.nlargest(
                 self._shape.beams, range(begin, len(nodes)), key=lambda place: nodes[place].score
             )
+            before, likely = likely, sum(math.exp(nodes[place].score) for place in level)
+            if self._pace is not None:
+                self._pace.level(likely)
+                if not self._pace.is_worth(likely * likely / before if before else 0.0):
+                    break
+            if self._is_full(nodes, level):
+                break
             if depth + 1 < levels:
                 parents = [nodes[place].parent for place in level]
                 logits = self._sequence.branch(
@@ -88,16 +109,35 @@ class DraftProposer:
                 )
                 for place in level:
                     nodes[place].tried, num_tried = num_tried, num_tried + 1
+        if self._pace is not None:
+            self._pace.end()
         return self._likeliest(nodes)
 
     def accepted(self, places: Sequence[int]) -> None:
         """See `Proposer`."""
+        if self._pace is not None:
+            self._pace.checked(len(places))
         kept = []
         for place in places:
             if place not in self._tried:
                 break
             kept.append(self._tried[place])
         self._sequence.keep(kept)
+
+    def _children(
+        self, logits: torch.Tensor, position: int
+    ) -> Iterator[Iterator[tuple[float, int]]]:
+        """Of each row the likeliest tokens, with their log-probabilities; one wait for them all."""
+        scores = self._sampler.scores(logits, [position] * len(logits))
+        best = scores.log_softmax(-1).topk(min(self._shape.beams, logits.shape[-1]))
+        # Token ids are whole in float64.
+        found = torch.stack([best.values.double(), best.indices.double()], -1).tolist()
+        return (((score, int(token)) for score, token in row) for row in found)
+
+    def _is_full(self, nodes: list[_Node], level: list[int]) -> bool:
+        """Whether as many are likelier than the level's best: nothing behind it is proposed."""
+        best = nodes[level[0]].score
+        return sum(node.score > best for node in nodes) >= self._shape.nodes
 
     def _likeliest(self, nodes: list[_Node]) -> Tree:
         """A parent is no less likely than its children and stands before them: it is there, too."""

@@ -17,6 +17,7 @@ import torch
 
 from layerpack.runtime.engine.options import GenerateOptions
 
+_KEPT_POSITIONS = 32
 _LEAST_TEMPERATURE = 1e-30  # logits over less than that are infinite
 
 
@@ -26,6 +27,7 @@ class Sampler:
     def __init__(self, options: GenerateOptions) -> None:
         self.seed: int | None = None
         self._filters: list[Any] = []
+        self._drawn: dict[int, torch.Tensor] = {}  # a draft's, and the check's again
         if options.temperature > 0:
             self.seed = secrets.randbelow(1 << 32) if options.seed is None else options.seed
             self._filters = _filters(options)
@@ -40,9 +42,8 @@ class Sampler:
             return scores
         for one in self._filters:
             scores = one(None, scores)
-        drawn = {position: self._noise(position, logits.shape[-1]) for position in set(positions)}
-        noise = torch.stack([drawn[position] for position in positions])
-        return scores + noise.to(scores.device)
+        noise = [self._noise(position, logits.shape[-1], scores.device) for position in positions]
+        return scores + torch.stack(noise)
 
     def chooser(self, logits: torch.Tensor, first_position: int) -> Callable[[int, int], int]:
         """`choose(place, ahead)` for `tree.follow`, by logits (1 + nodes, vocabulary) of a tree.
@@ -59,8 +60,16 @@ class Sampler:
 
         return choose
 
-    def _noise(self, position: int, count: int) -> torch.Tensor:
-        """`count` values of Gumbel's distribution, on the CPU: the same for every device."""
+    def _noise(self, position: int, count: int, device: torch.device) -> torch.Tensor:
+        """`count` values of Gumbel's distribution: the same for every device, and for a while."""
+        found = self._drawn.get(position)
+        if found is None or len(found) != count or found.device != device:
+            found = self._drawn[position] = self._draw(position, count).to(device)
+            if len(self._drawn) > _KEPT_POSITIONS:
+                del self._drawn[min(self._drawn)]
+        return found
+
+    def _draw(self, position: int, count: int) -> torch.Tensor:
         key = hashlib.blake2b(f"{self.seed} {position}".encode(), digest_size=8).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(key, "little") >> 1)
         return -torch.empty(count).exponential_(generator=generator).log_()

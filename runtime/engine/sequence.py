@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -14,9 +15,8 @@ from layerpack.libraries.transformers_rope import Rope
 from layerpack.runtime.core.patience import Patience
 from layerpack.runtime.engine.step import plain_step, step
 from layerpack.runtime.engine.tree import ROOT, Tree
-from layerpack.runtime.kv.slots import KvSlots
 from layerpack.runtime.network.row_network import RowNetwork
-from layerpack.runtime.network.rows import table_of_rows
+from layerpack.runtime.network.rows import Part
 from layerpack.runtime.plan.needs import PREFILL_TOKENS
 from layerpack.runtime.trace.steps import Steps
 
@@ -56,11 +56,10 @@ class RowSequence:
         patience: Patience,
         steps: Steps | None,
     ) -> None:
-        self._network, self._num_slots = network, max_tokens + max_nodes
-        self._max_nodes, self._patience, self._steps = max_nodes, patience, steps
+        self._network, self._patience, self._steps = network, patience, steps
         self._rope = Rope(network.network)
-        self._kv = KvSlots(0, network.device)
-        self._path: list[int] = []  # the slots of the sequence, in order
+        self._kv = network.reserve(max_tokens + max_nodes)
+        self._path = array("q")  # the slots of the sequence, in order
         self._tails: list[list[int]] = []  # of each node tried: the slots on the way to it
 
     @classmethod
@@ -79,7 +78,10 @@ class RowSequence:
             network, max_tokens=max_tokens, max_nodes=max_nodes, patience=patience, steps=steps
         )
         with sequence._rope.sequence():
-            yield sequence
+            try:
+                yield sequence
+            finally:
+                sequence._forget()
 
     def room(self, num_tokens: int) -> int | None:
         """See `AnySequence`."""
@@ -93,10 +95,7 @@ class RowSequence:
         is_prompt = not known or (room is not None and len(ids) - known > room)
         with contextlib.ExitStack() as around:
             if is_prompt:
-                self._kv = KvSlots(
-                    max(self._num_slots, len(ids) + self._max_nodes), self._network.device
-                )
-                self._path = []
+                self._forget()
                 around.enter_context(self._rope.prompt(len(ids)))
             while len(ids) - len(self._path) > PREFILL_TOKENS:
                 self._pass(ids[len(self._path) :][:PREFILL_TOKENS], _NOTHING)
@@ -118,27 +117,25 @@ class RowSequence:
         kept = [self._tails[place][-1] for place in places]
         left = {tail[-1] for tail in self._tails} - set(kept)
         self._kv.give(sorted(left, reverse=True))
-        self._path += kept
+        self._path.extend(kept)
         self._tails = []
+
+    def _forget(self) -> None:
+        self.keep(())
+        self._kv.give(self._path[::-1])
+        self._path = array("q")
 
     def _pass(self, tokens: Sequence[int], tree: Tree) -> torch.Tensor:
         self._patience.check()
         begin_s = time.perf_counter()
         slots = self._kv.take(len(tokens) + len(tree))
-        self._path += slots[: len(tokens)]
+        self._path.extend(slots[: len(tokens)])
         first = len(self._tails)
         for slot, parent in zip(slots[len(tokens) :], tree.parents, strict=True):
             above = [] if parent == ROOT else self._tails[parent]
             self._tails.append([*above, slot])
-        rows = table_of_rows(
-            self._kv,
-            self._path,
-            tokens,
-            tree.tokens,
-            self._tails[first:],
-            device=self._network.device,
-        )
-        logits = step(self._network, rows)
+        part = Part(path=self._path, tokens=tokens, nodes=tree.tokens, tails=self._tails[first:])
+        logits = step(self._network, [part])
         if self._steps is not None:
             self._steps.ran(len(tokens) + len(tree), begin_s)
         return logits

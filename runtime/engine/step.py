@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from layerpack.libraries.transformers_api import forward_arguments
 from layerpack.runtime.network.row_network import RowNetwork
-from layerpack.runtime.network.rows import Rows
+from layerpack.runtime.network.rows import Part
 
 
 @torch.inference_mode()
-def step(network: RowNetwork, rows: Rows) -> torch.Tensor:
-    """Run the rows through every layer; their keys and values are in their slots then.
+def step(network: RowNetwork, parts: Sequence[Part]) -> torch.Tensor:
+    """Run the parts' rows through every layer; their keys and values are in their slots then.
 
-    Returns the logits (asked rows, vocabulary), in the model's dtype, on its device. A row's bits
-    depend on the tokens that it sees alone. Orders the work and waits for weights. Raises
-    StreamError.
+    Returns the logits (asked rows, vocabulary), part after part, in the model's dtype, on its
+    device. A row's bits depend on the tokens that it sees alone. Orders the work and waits for
+    weights. Raises StreamError.
     """
-    with network.for_rows(rows):
-        out = network.network(
-            input_ids=rows.tokens[None],
-            position_ids=rows.positions[None],
-            use_cache=False,
-            logits_to_keep=rows.asked,
-        )
-    logits: torch.Tensor = out.logits[0]
-    return logits
+    return network.logits(parts)
 
 
 @torch.inference_mode()

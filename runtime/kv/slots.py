@@ -15,11 +15,12 @@ class KvSlots:
     """`num_slots` slots on `device`, in every layer of one network.
 
     A layer's memory is taken when it first writes. Slots hold zeros or what was written: all is
-    finite, as what is masked still goes through the arithmetic.
+    finite, as what is masked still goes through the arithmetic. `nobodys` is one slot more, for
+    rows that fill up a table.
     """
 
     def __init__(self, num_slots: int, device: torch.device) -> None:
-        self.num_slots, self._device = num_slots, device
+        self.num_slots, self.nobodys, self._device = num_slots, num_slots, device
         self._free = list(range(num_slots - 1, -1, -1))
         self._layers: dict[tuple[int, int], Pair] = {}
 
@@ -62,5 +63,5 @@ class KvSlots:
         return pair
 
     def _room(self, rows: torch.Tensor) -> torch.Tensor:
-        shape = (self.num_slots, *rows.shape[1:])
+        shape = (self.num_slots + 1, *rows.shape[1:])
         return torch.zeros(shape, dtype=rows.dtype, device=self._device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -12,6 +13,7 @@ from torch import nn
 from layerpack.formats.errors import StreamError
 from layerpack.formats.pack import Pack
 from layerpack.libraries.transformers_api import swap_module
+from layerpack.runtime.core.progress import PassProgress
 from layerpack.runtime.core.slices import Kind, Slice
 from layerpack.runtime.network.bind import (
     LayerBinder,
@@ -31,11 +33,24 @@ from layerpack.runtime.trace.trace import Trace
 _READ_AHEAD_LAYERS = 2
 
 
-def attach(network: Any, pack: Pack, store: Store, device: torch.device, trace: Trace) -> None:
+def attach(
+    network: Any,
+    pack: Pack,
+    store: Store,
+    device: torch.device,
+    trace: Trace,
+    progress: PassProgress,
+) -> None:
     """Give every module of the network its weights, now or in each pass. Raises StreamError."""
     layers = decoder_layers(network, pack.manifest.model.layers_path)
+    for number, layer in enumerate(layers):
+        layer.register_forward_pre_hook(functools.partial(_reached, progress, number))
     _attach_layers(layers, pack, store, device, trace)
     attach_ends(network, pack, device, slices=store.plan.slices, use=store.use)
+
+
+def _reached(progress: PassProgress, number: int, *_: Any) -> None:
+    progress.done = number
 
 
 def _attach_layers(

@@ -114,6 +114,7 @@ def _attend(
     num_rows, heads, size = query.shape
     kv_heads = keys.shape[1]
     ends, prefix, tails = seen.lengths[some, None], seen.prefix[some, None], seen.tails[some]
+    starts = seen.starts[some, None]
     begins = (ends - window).clamp(min=0) if window else torch.zeros_like(ends)
     q = query.float().view(num_rows, kv_heads, heads // kv_heads, size)
     highest = torch.full((*q.shape[:3], 1), -1e30, device=query.device)
@@ -121,8 +122,8 @@ def _attend(
     total = torch.zeros((*q.shape[:3], values.shape[2]), device=query.device)
     for tile in range(int(begins.min()) // _TILE * _TILE, int(ends.max()), _TILE):
         positions = torch.arange(tile, tile + _TILE, device=query.device)[None]
-        in_path = seen.path[positions.clamp(max=len(seen.path) - 1)]
-        in_tail = tails.gather(1, (positions - prefix).clamp(0, tails.shape[1] - 1).long())
+        in_path = seen.path[(starts + positions).clamp(max=len(seen.path) - 1)]
+        in_tail = tails.gather(1, (positions - prefix).clamp(0, tails.shape[1] - 1))
         slots = torch.where(positions < prefix, in_path, in_tail)
         # Contiguous: which kernel multiplies, and in which order, goes by the strides.
         k = keys[slots].float().permute(0, 2, 3, 1).contiguous()

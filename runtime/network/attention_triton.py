@@ -34,58 +34,68 @@ def attend(
     share = heads // kv_heads
     padded = triton.next_power_of_2(share)
     # One size of blocks and one number of warps: how the sums of a row go through the lanes of a
-    # card depends on both. Rows with tails see slots of their own: one of them has a block.
+    # card depends on both. A row that sees slots of its own has a block, others share one.
     block = max(16, padded)
-    together = 1 if seen.has_tails else block // padded
     out = torch.empty((num_rows, heads, value_size), dtype=query.dtype, device=query.device)
-    _attend[(triton.cdiv(num_rows, together), kv_heads)](
-        query,
-        keys,
-        values,
-        seen.path,
-        seen.prefix,
-        seen.tails,
-        seen.lengths,
-        out,
-        num_rows,
-        query.stride(0),
-        query.stride(1),
-        keys.stride(0),
-        keys.stride(1),
-        values.stride(0),
-        values.stride(1),
-        seen.tails.stride(0),
-        scaling,
-        softcap,
-        window,
-        SHARE=share,
-        HEADS=padded,
-        TOGETHER=together,
-        BLOCK=block,
-        SIZE=size,
-        SIZE_PADDED=max(16, triton.next_power_of_2(size)),
-        VALUE_SIZE=value_size,
-        VALUE_PADDED=max(16, triton.next_power_of_2(value_size)),
-        HAS_TAILS=seen.has_tails,
-        HAS_CAP=softcap > 0,
-        PRECISION="ieee" if query.dtype == torch.float32 else "tf32",
-        num_warps=4,
-        num_stages=2,
-    )
+    alone = (seen.runs[-1][1] if seen.runs else 0, num_rows)
+    for first, end, together in (*((*run, block // padded) for run in seen.runs), (*alone, 1)):
+        if first == end:
+            continue
+        _attend[(triton.cdiv(end - first, together), kv_heads)](
+            query,
+            keys,
+            values,
+            seen.path,
+            seen.starts,
+            seen.prefix,
+            seen.tails,
+            seen.lengths,
+            out,
+            first,
+            end,
+            query.stride(0),
+            query.stride(1),
+            keys.stride(0),
+            keys.stride(1),
+            values.stride(0),
+            values.stride(1),
+            seen.tails.stride(0),
+            scaling,
+            softcap,
+            window,
+            SHARE=share,
+            HEADS=padded,
+            TOGETHER=together,
+            BLOCK=block,
+            SIZE=size,
+            SIZE_PADDED=max(16, triton.next_power_of_2(size)),
+            VALUE_SIZE=value_size,
+            VALUE_PADDED=max(16, triton.next_power_of_2(value_size)),
+            HAS_TAILS=together == 1,
+            HAS_CAP=softcap > 0,
+            PRECISION="ieee" if query.dtype == torch.float32 else "tf32",
+            num_warps=4,
+            num_stages=2,
+        )
     return out
 
 
-@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
+# Else a kernel would be compiled anew for numbers that are 1, or divide by 16.
+@triton.jit(  # type: ignore[untyped-decorator, unused-ignore]
+    do_not_specialize=["first_row", "end_row", "tail_stride", "window"]
+)
 def _attend(  # type: ignore[no-untyped-def]
     query,
     keys,
     values,
     path,
+    starts,
     prefix,
     tails,
     lengths,
     out,
-    num_rows,
+    first_row,
+    end_row,
     query_stride,
     query_head_stride,
     key_stride,
@@ -110,10 +120,10 @@ def _attend(  # type: ignore[no-untyped-def]
 ):
     kv_head = tl.program_id(1)
     places = tl.arange(0, BLOCK)
-    rows = tl.program_id(0) * TOGETHER + places // HEADS
+    rows = first_row + tl.program_id(0) * TOGETHER + places // HEADS
     heads = places % HEADS
-    real = (places // HEADS < TOGETHER) & (rows < num_rows) & (heads < SHARE)
-    ends = tl.load(lengths + rows, mask=real, other=0)
+    real = (places // HEADS < TOGETHER) & (rows < end_row) & (heads < SHARE)
+    ends = tl.load(lengths + rows, mask=real, other=0).to(tl.int32)
     begins = tl.where(window > 0, tl.maximum(ends - window, 0), 0)
     dims = tl.arange(0, SIZE_PADDED)
     value_dims = tl.arange(0, VALUE_PADDED)
@@ -125,18 +135,18 @@ def _attend(  # type: ignore[no-untyped-def]
     weight = tl.zeros((BLOCK,), tl.float32)
     total = tl.zeros((BLOCK, VALUE_PADDED), tl.float32)
     first = tl.min(tl.where(real, begins, 2147483647)) // 64 * 64
+    row = first_row + tl.program_id(0) * TOGETHER
+    own_path = path + tl.load(starts + row)
     for tile in range(first, tl.max(ends), 64):
         positions = tile + tl.arange(0, 64)
         if HAS_TAILS:
-            row = tl.program_id(0)
             own, length = tl.load(prefix + row), tl.load(lengths + row)
-            slots = tl.load(path + positions, mask=positions < own, other=0)
+            slots = tl.load(own_path + positions, mask=positions < own, other=0)
             in_tail = (positions >= own) & (positions < length)
             tail_at = tails + row.to(tl.int64) * tail_stride + positions - own
             slots += tl.load(tail_at, mask=in_tail, other=0)
         else:
-            slots = tl.load(path + positions, mask=positions < tl.max(ends), other=0)
-        slots = slots.to(tl.int64)
+            slots = tl.load(own_path + positions, mask=positions < tl.max(ends), other=0)
         there = positions < tl.max(ends)
         key_at = keys + slots[None, :] * key_stride + kv_head * key_head_stride + dims[:, None]
         k = tl.load(key_at, mask=there[None, :] & (dims < SIZE)[:, None], other=0.0)

@@ -21,7 +21,7 @@ from layerpack.libraries.bitsandbytes_api import (
 )
 from layerpack.libraries.dtypes import TORCH_DTYPES
 from layerpack.runtime.core.slices import Slice, head_weight
-from layerpack.runtime.network.product import Arithmetic
+from layerpack.runtime.product.ways import Arithmetic
 from layerpack.runtime.stream.memory_tier import tensor_bytes
 
 SliceContext = Callable[[int], contextlib.AbstractContextManager[torch.Tensor]]

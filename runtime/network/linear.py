@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from layerpack.libraries.bitsandbytes_api import dequantise, nf4_linear
-from layerpack.runtime.network.product import Arithmetic
+from layerpack.runtime.product.ways import Arithmetic
 
 if TYPE_CHECKING:
     from bitsandbytes.functional import QuantState

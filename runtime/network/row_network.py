@@ -8,15 +8,17 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 
 from layerpack.libraries.transformers_api import attention_by, takes_attention_functions
+from layerpack.runtime.kv.slots import KvSlots
 from layerpack.runtime.network.attention import rows_attention
-from layerpack.runtime.network.product import Arithmetic, PlainLinear, Product
-from layerpack.runtime.network.rows import Rows
+from layerpack.runtime.network.graphs import Graphs, can_be_recorded
+from layerpack.runtime.network.rows import Part, Rows, sizes_of, table_of_rows
+from layerpack.runtime.product.ways import Arithmetic, PlainLinear, Product
 
 
 def why_no_rows(network: Any) -> str | None:
@@ -37,15 +39,68 @@ def why_no_rows(network: Any) -> str | None:
 
 
 class RowNetwork:
-    """A network for `step`. `product` None: its layers multiply as they do without rows."""
+    """A network for `step`, and its KV slots.
 
-    def __init__(self, network: Any, arithmetic: Arithmetic, product: Product | None) -> None:
+    `product` None: its layers multiply as they do without rows. `resident`: all of it is in VRAM
+    for good, so that passes of few rows may be recorded.
+    """
+
+    def __init__(
+        self,
+        network: Any,
+        arithmetic: Arithmetic,
+        product: Product | None,
+        *,
+        resident: bool = False,
+    ) -> None:
         self.network, self.product = network, product
         self.device: torch.device = network.device
+        self.kv = KvSlots(0, self.device)
         self._arithmetic = arithmetic
+        self._may_record = resident and self.device.type == "cuda" and can_be_recorded(network)
+        self._graphs: Graphs | None = None
+
+    def reserve(self, num_slots: int) -> KvSlots:
+        """At least so many free slots, for one who is alone with the network."""
+        if self.kv.num_free < num_slots:
+            self._graphs = None
+            self.kv = KvSlots(0, self.device)  # the old ones go first
+            self.kv = KvSlots(num_slots, self.device)
+            if self._may_record:
+                self._graphs = Graphs(self.kv, self.device, self._forward)
+        return self.kv
+
+    def close(self) -> None:
+        """Let go of the slots and of what was recorded over them."""
+        self._graphs = None
+        self.kv = KvSlots(0, self.device)
+
+    def logits(self, parts: Sequence[Part]) -> torch.Tensor:
+        """See `engine.step`."""
+        if self._graphs is not None:
+            recorded = self._graphs.run(parts, sizes_of(parts), self._embedded)
+            if recorded is not None:
+                return recorded
+        rows = table_of_rows(self.kv, parts, device=self.device)
+        return self._forward(rows, input_ids=rows.tokens[None])
+
+    def _embedded(self, tokens: torch.Tensor) -> torch.Tensor:
+        embedded: torch.Tensor = self.network.get_input_embeddings()(tokens[None])
+        return embedded
+
+    def _forward(self, rows: Rows, **inputs: torch.Tensor) -> torch.Tensor:
+        with self._for_rows(rows):
+            out = self.network(
+                position_ids=rows.positions[None],
+                use_cache=False,
+                logits_to_keep=rows.asked,
+                **inputs,
+            )
+        logits: torch.Tensor = out.logits[0]
+        return logits
 
     @contextlib.contextmanager
-    def for_rows(self, rows: Rows) -> Iterator[None]:
+    def _for_rows(self, rows: Rows) -> Iterator[None]:
         """In the block a forward of the network is that of `rows`, whose tokens it gets."""
         calls: Counter[int] = Counter()
 

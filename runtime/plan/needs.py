@@ -13,7 +13,7 @@ from layerpack.runtime.plan.plan import Needs
 
 PREFILL_TOKENS = 2048
 """Prompts are run in passes of at most so many tokens, which bounds the activations."""
-_HIDDEN_COPIES, _INNER_COPIES, _LOGIT_BYTES = 8, 3, 10
+_HIDDEN_COPIES, _INNER_COPIES, _LOGIT_BYTES = 6, 3, 4
 
 Config = Mapping[str, Any]
 """Fields of a config.json, of the text model where there are several."""
@@ -29,7 +29,8 @@ def estimate_needs(
     """Upper estimates for batch size 1, from config.json alone (transformers is not imported).
 
     `pass_tokens` is the most tokens of one pass (default: the context, up to a prefill pass);
-    `proposed_tokens` of them, by a draft, need logits beside the last one. Raises PackError.
+    `proposed_tokens` of them, by a draft, need logits beside the last one, and room in the KV cache
+    beside the context. Raises PackError.
     """
     text = _text_config(pack)
     width = DTYPE_BYTES[pack.manifest.model.dtype]
@@ -51,7 +52,7 @@ def estimate_needs(
             text,
             num_layers=pack.manifest.model.num_layers,
             element_bytes=width,
-            context_tokens=context_tokens,
+            context_tokens=context_tokens + proposed_tokens,
         ),
         activation_bytes=activation,
         decode_bytes=decode,

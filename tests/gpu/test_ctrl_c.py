@@ -62,7 +62,9 @@ def test_ctrl_c_in_a_pass_and_while_closing(
                 os.kill(os.getpid(), signal.SIGINT)
                 time.sleep(0.5)  # until the waiting thread has seen it
 
-        hook = opened.network.model.layers[1].mlp.register_forward_pre_hook(count)
+        # Of a pass that was recorded this is all that Python sees.
+        embedding = opened.network.get_input_embeddings()
+        hook = embedding.register_forward_pre_hook(count)
         broken = opened.generate("hello", wanted)
         hook.remove()
         assert broken.finish == "interrupted"

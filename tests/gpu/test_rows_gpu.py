@@ -17,10 +17,10 @@ from layerpack.runtime.engine.options import GenerateOptions
 from layerpack.runtime.kv.slots import KvSlots
 from layerpack.runtime.model import Model
 from layerpack.runtime.network.attention import plain_attend
-from layerpack.runtime.network.product import gives_equal_bits, ways
-from layerpack.runtime.network.rows import table_of_rows
+from layerpack.runtime.network.rows import Part, table_of_rows
 from layerpack.runtime.open_options import OpenOptions
 from layerpack.runtime.plan.plan import Limits
+from layerpack.runtime.product.ways import gives_equal_bits, ways
 
 pytestmark = pytest.mark.gpu
 PackOf = Callable[..., Path]
@@ -99,7 +99,7 @@ def test_attention_by_slots(heads: int, kv_heads: int, size: int, window: int, c
     query = torch.randn((1300, heads, size), device=device, dtype=torch.bfloat16)
     attend = partial(attention_triton.attend, scaling=size**-0.5, window=window, softcap=cap)
     path = slots[:1300]
-    whole = table_of_rows(kv, path, [1] * 1300, [], [], device=device)
+    whole = table_of_rows(kv, [Part(path=path, tokens=[1] * 1300)], device=device)
     found = attend(query, keys, values, whole.seen)
     plain = plain_attend(
         query.float(),
@@ -112,13 +112,15 @@ def test_attention_by_slots(heads: int, kv_heads: int, size: int, window: int, c
     )
     torch.testing.assert_close(found.float(), plain, rtol=0.03, atol=0.01)
     for begin, end in ((0, 1), (5, 6), (63, 66), (640, 1300), (1299, 1300)):
-        part = table_of_rows(kv, path[:end], [1] * (end - begin), [], [], device=device)
+        one = Part(path=path[:end], tokens=[1] * (end - begin))
+        part = table_of_rows(kv, [one], device=device)
         some = query[begin:end].contiguous()
         again = attend(some, keys, values, part.seen)
         assert torch.equal(again, found[begin:end]), (begin, end)
     # The last hundred as a chain of nodes behind the rest, some of them under way twice.
     tails = [path[1200 : 1201 + place] for place in range(100)]
-    tree = table_of_rows(kv, path[:1200], [], [1] * 200, [*tails, *tails[::-1]], device=device)
+    nodes_of = Part(path=path[:1200], tokens=[], nodes=[1] * 200, tails=[*tails, *tails[::-1]])
+    tree = table_of_rows(kv, [nodes_of], device=device)
     rows = torch.cat([query[1200:], query[1200:].flip(0)]).contiguous()
     nodes = attend(rows, keys, values, tree.seen)
     assert torch.equal(nodes[:100], found[1200:])

@@ -18,12 +18,12 @@ from transformers import AutoModelForCausalLM
 from layerpack.convert.api import convert
 from layerpack.runtime.kv.slots import KvSlots
 from layerpack.runtime.model import Model
-from layerpack.runtime.network import product
 from layerpack.runtime.network.attention import plain_attend
-from layerpack.runtime.network.product import ONE_BY_ONE, Product, gives_equal_bits, pick_product
-from layerpack.runtime.network.rows import table_of_rows
+from layerpack.runtime.network.rows import Part, table_of_rows
 from layerpack.runtime.open_options import OpenOptions
 from layerpack.runtime.plan.plan import Limits
+from layerpack.runtime.product import ways as product
+from layerpack.runtime.product.ways import ONE_BY_ONE, Product, gives_equal_bits, pick_product
 
 PackOf = Callable[..., Path]
 CPU = torch.device("cpu")
@@ -84,7 +84,7 @@ def test_keys_in_another_order_are_found_out() -> None:
     """What a walk by the order of slots would give."""
     chance = torch.Generator().manual_seed(0)
     query, keys, values = (torch.randn((n, 2, 16), generator=chance) for n in (1, 200, 200))
-    table = table_of_rows(KvSlots(200, CPU), range(200), [1], [], [], device=CPU)
+    table = table_of_rows(KvSlots(200, CPU), [Part(path=range(200), tokens=[1])], device=CPU)
     attend = partial(plain_attend, query, keys, values, scaling=0.25, window=0, softcap=0.0)
     wanted = attend(table.seen)
     assert torch.equal(attend(table.seen), wanted)
@@ -112,12 +112,13 @@ def test_attention_of_a_row_alone_and_among_others(
     torch.set_num_threads(threads)
     try:
         for num_rows in (24, 90):
-            table = table_of_rows(slots, path[:num_rows], [1] * num_rows, [], [], device=CPU)
+            part = Part(path=path[:num_rows], tokens=[1] * num_rows)
+            table = table_of_rows(slots, [part], device=CPU)
             whole = attend(query[:num_rows], keys, values, table.seen)
             for begin in range(0, num_rows, 11):
                 for end in (begin + 1, min(begin + 5, num_rows)):
-                    rows = [1] * (end - begin)
-                    table = table_of_rows(slots, path[:end], rows, [], [], device=CPU)
+                    part = Part(path=path[:end], tokens=[1] * (end - begin))
+                    table = table_of_rows(slots, [part], device=CPU)
                     some = attend(query[begin:end], keys, values, table.seen)
                     assert torch.equal(some, whole[begin:end]), (num_rows, begin, end)
     finally:

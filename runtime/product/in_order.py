@@ -14,8 +14,8 @@ import torch
 import triton
 import triton.language as tl
 
-from layerpack.runtime.network import product_tma
-from layerpack.runtime.network.tile import Tile, tile_for
+from layerpack.runtime.product import copy_engine
+from layerpack.runtime.product.tile import Tile, tile_for
 
 _COPY_ENGINE_FROM, _FETCHED_ROWS = 9, 128
 _LEAST_SHARED_BYTES = 99 << 10
@@ -37,7 +37,7 @@ def product(
         fetched = card.major >= _COPY_ENGINE_FROM and tile.rows >= _FETCHED_ROWS
         if fetched and depth % 8 == columns % 8 == 0 and not x.data_ptr() % 16:
             programs = min(tile.count(num_rows, columns), card.multi_processor_count)
-            return product_tma.product(x, weight, bias, out, tile, programs)
+            return copy_engine.product(x, weight, bias, out, tile, programs)
         tile = tile.fitting(getattr(card, "shared_memory_per_block_optin", _LEAST_SHARED_BYTES))
     _product[(tile.count(num_rows, columns),)](
         x,
@@ -61,7 +61,7 @@ def product(
     return out
 
 
-@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
+@triton.jit(do_not_specialize=["num_rows"])  # type: ignore[untyped-decorator, unused-ignore]
 def _product(  # type: ignore[no-untyped-def]
     x,
     weight,

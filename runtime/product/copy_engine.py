@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from layerpack.runtime.network.tile import Tile
+from layerpack.runtime.product.tile import Tile
 
 
 def product(
@@ -18,7 +18,7 @@ def product(
     tile: Tile,
     programs: int,
 ) -> torch.Tensor:
-    """As `product_triton.product`, into `out`; all rows begin at multiples of 16 bytes."""
+    """As `in_order.product`, into `out`; all rows begin at multiples of 16 bytes."""
     num_rows, depth = x.shape
     columns = weight.shape[0]
     _product[(programs,)](
@@ -41,7 +41,7 @@ def product(
     return out
 
 
-@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
+@triton.jit(do_not_specialize=["num_rows"])  # type: ignore[untyped-decorator, unused-ignore]
 def _product(  # type: ignore[no-untyped-def]
     x,
     weight,

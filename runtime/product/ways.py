@@ -107,7 +107,7 @@ def ways(device: torch.device, dtype: torch.dtype) -> Iterator[Product]:
     """From the fastest to the surest."""
     if device.type == "cuda" and dtype in (torch.bfloat16, torch.float16):
         try:
-            from layerpack.runtime.network.product_triton import product
+            from layerpack.runtime.product.in_order import product
         except ImportError:
             pass
         else:

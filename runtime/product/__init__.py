@@ -1,0 +1,1 @@
+"""Products whose rows have equal bits, however many there are."""
