@@ -42,7 +42,7 @@ PROMPTS = {
     ),
 }
 CHAIN = TreeShape(nodes=16, levels=16, beams=1)
-LOOKUP = 8
+LOOKUP, _MOST_NODES = 8, 1000
 WAYS: dict[str, tuple[TreeShape | None, int]] = {
     "chain of 16": (CHAIN, 0),
     "tree of 64": (shape_of(64), 0),
@@ -58,7 +58,7 @@ def passes_for(proposer: Proposer, prompt: Sequence[int], text: Sequence[int]) -
     ids, passes = [*prompt, text[0]], 1  # the prompt's own pass gives the first token
     while len(ids) < len(prompt) + len(text):
         rest = text[len(ids) - len(prompt) :]
-        tree = proposer.propose(ids, len(rest) - 1)
+        tree = proposer.propose(ids, len(rest) - 1, _MOST_NODES)
 
         def choose(place: int, ahead: int, rest: Sequence[int] = rest) -> int:
             return rest[ahead] if ahead < len(rest) else -1

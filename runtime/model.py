@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from queue import Empty, SimpleQueue
 from typing import Any
 
 from layerpack.formats.errors import StreamError
 from layerpack.formats.pack import Pack
-from layerpack.runtime.core.patience import TICK_S, Patience
+from layerpack.runtime.core.patience import Patience
 from layerpack.runtime.core.progress import PassProgress
-from layerpack.runtime.core.threads import Job, Worker
+from layerpack.runtime.core.threads import Worker
 from layerpack.runtime.engine.draft import Draft
 from layerpack.runtime.engine.options import GenerateOptions
-from layerpack.runtime.engine.prompt import Message
-from layerpack.runtime.generate import Generation, run_generation
+from layerpack.runtime.generate import Generation
 from layerpack.runtime.machine.machine import Machine
 from layerpack.runtime.network.row_network import RowNetwork
 from layerpack.runtime.open_options import OpenOptions
 from layerpack.runtime.opening import Opened, SetupTimes, opened
 from layerpack.runtime.plan.needs import context_limit
 from layerpack.runtime.plan.plan import Plan
+from layerpack.runtime.requests.answer import Answer, Piece, Prompt
+from layerpack.runtime.requests.bounds import Bounds, Counts
+from layerpack.runtime.requests.scheduler import Scheduler
 from layerpack.runtime.trace.trace import NO_TRACE, Trace
 
 OnText = Callable[[str], None]
@@ -34,7 +35,7 @@ class Model:
     """A pack that can generate. Make one with `Model.open`, in a with statement.
 
     One thread of the model's own opens it, runs every pass and closes it; any number of threads may
-    call, and wait their turn. `network` is transformers' model (its forward, config and generate
+    call, and share the passes. `network` is transformers' model (its forward, config and generate
     all work, in one thread at a time, while nothing is being generated); `plan` says where the
     weights are; `draft` is what was asked for when opening; `reserved_tokens` is the longest
     sequence that memory was set aside for, None where there is no bound.
@@ -47,7 +48,18 @@ class Model:
         self._patience, self._trace = patience, trace
         on_gpu = model.device.type == "cuda"
         self.reserved_tokens = options.planned_tokens if on_gpu else options.context_tokens
-        self._limit = context_limit(model.pack)
+        self._scheduler = Scheduler(
+            model,
+            bounds=Bounds(
+                context=context_limit(model.pack),
+                reserved=self.reserved_tokens,
+                kv_tokens=options.planned_kv_tokens,
+                rows_are_free=on_gpu and model.plan.streamed_bytes > 0,
+                free_rows=model.free_rows,
+            ),
+            patience=patience,
+            trace=trace,
+        )
         self._closing = False
 
     @classmethod
@@ -78,9 +90,11 @@ class Model:
         finally:
             if model is not None:
                 model._closing = True
-                worker.refuse_waiting(_closed())
+                model._scheduler.close()
             patience.cancel()  # what is being generated ends
             try:
+                if model is not None:
+                    worker.call(functools.partial(model._scheduler.refuse, _closed()))
                 worker.call(stack.close)
             finally:
                 worker.close()
@@ -133,13 +147,24 @@ class Model:
     @property
     def tokenizer(self) -> Any:
         """transformers' tokenizer of the pack. Raises PackError if there is none."""
-        if isinstance(self._model.tokenizer, Exception):
-            raise self._model.tokenizer
-        return self._model.tokenizer
+        return self._model.need_tokenizer()
+
+    def submit(self, prompt: Prompt, options: GenerateOptions = GenerateOptions()) -> Answer:
+        """Ask for an answer to a text, or to chat messages; it comes while others do.
+
+        All that are under way share the passes; the text is that of `generate`. Waits not: iterate
+        over the answer (`for`, `async for`), or `wait` for it. Raises StreamError if the model is
+        closed; what is wrong with the prompt, the answer raises.
+        """
+        self._require_open()
+        answer = Answer(prompt, options)
+        self._scheduler.put(answer)
+        self._worker.submit(self._scheduler.run)
+        return answer
 
     def generate(
         self,
-        prompt: str | Sequence[Message],
+        prompt: Prompt,
         options: GenerateOptions = GenerateOptions(),
         *,
         on_text: OnText | None = None,
@@ -152,66 +177,49 @@ class Model:
         generation early: what there is comes back, with `finish` "interrupted". Raises PromptError,
         StreamError.
         """
-        pieces, job = self._begin(prompt, options)
+        answer = self.submit(prompt, options)
         say: OnText = on_text or (lambda piece: None)
         wait = functools.partial(on_wait, self._model.progress)
         try:
-            for piece in _until_end(pieces, job, wait):
-                say(piece)
+            _say(answer.pieces(wait), say)
         except KeyboardInterrupt:
-            job.cancel()
-            for piece in _until_end(pieces, job):
-                say(piece)
+            answer.cancel()
+            _say(answer.pieces(), say)
         except BaseException:
-            job.cancel()
+            answer.cancel()
             raise
-        return job.wait()
+        return answer.wait()
 
-    def stream(
-        self, prompt: str | Sequence[Message], options: GenerateOptions = GenerateOptions()
-    ) -> Iterator[str]:
+    def stream(self, prompt: Prompt, options: GenerateOptions = GenerateOptions()) -> Iterator[str]:
         """The text piece by piece, each as soon as it is certain; raises what `generate` does.
 
         Passes go on while nobody reads. A loop left early ends the generation, as does closing the
-        model. Of several streams one is generated after the other.
+        model.
         """
         self._require_open()
         return self._stream(prompt, options)
 
-    def _stream(self, prompt: str | Sequence[Message], options: GenerateOptions) -> Iterator[str]:
-        pieces, job = self._begin(prompt, options)
+    def _stream(self, prompt: Prompt, options: GenerateOptions) -> Iterator[str]:
+        answer = self.submit(prompt, options)
         try:
-            yield from _until_end(pieces, job)
+            for piece in answer.pieces():
+                if piece:
+                    yield piece
         except BaseException:  # the loop was left, or Ctrl-C came
-            job.cancel()
-            job.ended(self._patience.watchdog_s)
+            answer.cancel()
+            answer.ended(self._patience.watchdog_s)
             raise
-        job.wait()
+        answer.wait()
 
-    def _begin(
-        self, prompt: str | Sequence[Message], options: GenerateOptions
-    ) -> tuple[SimpleQueue[str | None], Job[Generation]]:
-        """A generation queued: its pieces of text, None after the last, and its result."""
-        self._require_open()
-        pieces: SimpleQueue[str | None] = SimpleQueue()
+    @property
+    def counts(self) -> Counts:
+        """What the passes have carried so far."""
+        return self._scheduler.counts
 
-        work = functools.partial(
-            run_generation,
-            self.network,
-            self.rows,
-            self.tokenizer,
-            prompt,
-            options,
-            patience=self._patience,
-            trace=self._trace,
-            context_limit=self._limit,
-            reserved_tokens=self.reserved_tokens,
-            draft=self.draft,
-            rows_are_free=self._model.device.type == "cuda" and self.plan.streamed_bytes > 0,
-            free_rows=self.free_rows,
-            on_text=pieces.put,
-        )
-        return pieces, self._worker.submit(work, on_end=lambda: pieces.put(None))
+    @property
+    def progress(self) -> PassProgress:
+        """How far the pass at hand has come."""
+        return self._model.progress
 
     def _require_open(self) -> None:
         if self._closing:
@@ -222,20 +230,7 @@ def _closed() -> StreamError:
     return StreamError("the model is closed; open it again")
 
 
-def _until_end(
-    pieces: SimpleQueue[str | None],
-    job: Job[Generation],
-    on_wait: Callable[[], None] = lambda: None,
-) -> Iterator[str]:
-    while True:
-        try:
-            # In short waits: on Windows Ctrl-C comes through only between two of them.
-            piece = pieces.get(timeout=TICK_S)
-        except Empty:
-            if job.over:  # Ctrl-C came as the last one was taken
-                return
-            on_wait()
-            continue
-        if piece is None:
-            return
-        yield piece
+def _say(pieces: Iterator[Piece], say: OnText) -> None:
+    for piece in pieces:
+        if piece:
+            say(piece)

@@ -70,7 +70,7 @@ def _open_pack(
 
 def with_draft(options: OpenOptions, draft: Draft) -> OpenOptions:
     """The same, with room for the draft's KV cache and the logits of what it proposes."""
-    cache_bytes = draft.cache_bytes(options.planned_tokens)
+    cache_bytes = draft.cache_bytes(options.planned_kv_tokens)
     return replace(
         options,
         proposed_tokens=options.proposed_tokens or MOST_DRAFT_TOKENS,

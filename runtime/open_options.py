@@ -19,6 +19,9 @@ class OpenOptions:
     memory is set aside for; runs end there. None: 4,096, which on a CPU bounds no run, only what
     the plan counts with.
 
+    `kv_tokens`: the tokens of all sequences at a time together, where many share the passes; None:
+    those of one.
+
     `direct`: force direct (True) or buffered (False) disk reads. `may_register`: whether mapped
     files may be registered with CUDA. `refresh`: measure the machine's links again. `draft`: a
     smaller model of the same family, a directory or Hub repo or pack, that proposes tokens; it
@@ -31,6 +34,7 @@ class OpenOptions:
     device: str = "auto"
     limits: Limits = field(default_factory=Limits)
     context_tokens: int | None = None
+    kv_tokens: int | None = None
     direct: bool | None = None
     may_register: bool = True
     draft: str | None = None
@@ -43,9 +47,16 @@ class OpenOptions:
 
     def __post_init__(self) -> None:
         """Raises OptionError for values that mean nothing."""
-        require_wholes(self, {"context_tokens": 1, "proposed_tokens": 0, "extra_vram_bytes": 0})
+        require_wholes(
+            self, {"context_tokens": 1, "kv_tokens": 1, "proposed_tokens": 0, "extra_vram_bytes": 0}
+        )
         if not is_number(self.watchdog_s) or self.watchdog_s <= 0:
             raise OptionError(f"watchdog_s {self.watchdog_s!r}: give a number above 0")
+
+    @property
+    def planned_kv_tokens(self) -> int:
+        """Tokens of the KV cache that the plan counts with."""
+        return self.kv_tokens or self.planned_tokens
 
     @property
     def planned_tokens(self) -> int:

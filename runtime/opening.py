@@ -80,6 +80,12 @@ class Opened:
     progress: PassProgress
     setup: SetupTimes
 
+    def need_tokenizer(self) -> Any:
+        """transformers' tokenizer. Raises PackError if there is none."""
+        if isinstance(self.tokenizer, Exception):
+            raise self.tokenizer
+        return self.tokenizer
+
 
 @contextmanager
 def opened(

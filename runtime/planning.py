@@ -37,7 +37,10 @@ def measured(pack: Pack, device: torch.device, options: OpenOptions, patience: P
 def plan_for(machine: Machine, pack: Pack, options: OpenOptions) -> Plan:
     """Where slices live on `machine`, be it here or not. Raises CapacityError, PackError."""
     needs = estimate_needs(
-        pack, context_tokens=options.planned_tokens, proposed_tokens=options.proposed_tokens
+        pack,
+        context_tokens=options.planned_tokens,
+        kv_tokens=options.planned_kv_tokens,
+        proposed_tokens=options.proposed_tokens,
     )
     needs = replace(needs, constant_bytes=needs.constant_bytes + options.extra_vram_bytes)
     return make_plan(pass_slices(pack), machine=machine, needs=needs, limits=options.limits)

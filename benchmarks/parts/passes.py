@@ -15,12 +15,12 @@ from unittest import mock
 import torch
 
 from layerpack.formats.read import BufferedReader
-from layerpack.runtime import generate
 from layerpack.runtime.core.patience import Patience
 from layerpack.runtime.core.slices import Slice
 from layerpack.runtime.engine.sequence import RowSequence
 from layerpack.runtime.engine.tree import ROOT, Tree
 from layerpack.runtime.model import Model
+from layerpack.runtime.requests import running
 from layerpack.runtime.stream.host_tier import HostTier
 
 DEVICE = torch.device("cuda", 0)
@@ -104,7 +104,7 @@ def let_pass(count: int) -> Iterator[None]:
         own = choose(place, len(tokens))
         return [*tokens, own], right
 
-    with mock.patch.object(generate, "follow", forced):
+    with mock.patch.object(running, "follow", forced):
         yield
 
 

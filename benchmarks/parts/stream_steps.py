@@ -15,7 +15,6 @@ from startup import measure_startup
 from layerpack.cli.options.sizes import parse_size
 from layerpack.formats.units import GIB
 from layerpack.runtime.engine.options import GenerateOptions
-from layerpack.runtime.engine.sampling import Sampler
 from layerpack.runtime.engine.tree import ROOT, Tree
 from layerpack.runtime.plan.plan import Limits, Tier
 
@@ -129,8 +128,7 @@ def memory(run: Run) -> None:
                 while len(tree) < 63:
                     tree.add(random.randrange(-1, len(tree)), random.randrange(256))
                 ids = [number % 256 for number in range(3993)]
-                logits = sequence.extend(ids, tree)
-                Sampler(GenerateOptions()).chooser(logits, len(ids))
+                sequence.extend(ids, tree).argmax(-1).tolist()
             peaks["tree"] = torch.cuda.max_memory_allocated()
     run.note(
         "memory planned, MB",

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import torch
 
 from layerpack.formats.errors import StreamError
+from layerpack.formats.text import first_line
 
 
 def is_device_error(error: BaseException) -> bool:
@@ -31,6 +32,14 @@ def device_failed(doing: str, error: BaseException) -> StreamError:
     return StreamError(
         f"the device failed {doing} ({reason}); start the program again, and if that does not "
         "help look into the system's log (dmesg)"
+    )
+
+
+def out_of_memory(error: Exception) -> StreamError:
+    """The error to raise where torch's allocator had too little in a pass."""
+    return StreamError(
+        f"the device ran out of memory in a pass ({first_line(error)}); "
+        "lower --context, or keep fewer layers resident with a lower --vram"
     )
 
 

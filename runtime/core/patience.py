@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import Protocol
 
 from layerpack.formats.errors import StreamError
 
@@ -14,6 +15,16 @@ class CancelledError(StreamError):
     """Whoever waited has given up. Ends the work; users never see it."""
 
 
+class Flag(Protocol):
+    """As threading.Event."""
+
+    def is_set(self) -> bool:
+        """Whether nobody waits any more."""
+
+    def set(self) -> None:
+        """Nobody waits any more."""
+
+
 class Patience:
     """Shared by everything that waits on behalf of one job at a time.
 
@@ -22,9 +33,9 @@ class Patience:
 
     def __init__(self, watchdog_s: float = 60.0) -> None:
         self.watchdog_s = watchdog_s
-        self._cancelled = threading.Event()
+        self._cancelled: Flag = threading.Event()
 
-    def watch(self, cancelled: threading.Event) -> None:
+    def watch(self, cancelled: Flag) -> None:
         """From here on `cancelled` tells whether to go on: another job begins."""
         self._cancelled = cancelled
 

@@ -22,8 +22,11 @@ _MOST_LEVELS = 32  # a sure draft writes long chains; others end where no node i
 class Proposer(Protocol):
     """`propose`, then `accepted`, for each pass."""
 
-    def propose(self, ids: Sequence[int], most: int) -> Tree:
-        """Nodes that may follow `ids`, no deeper than `most`. Raises CancelledError."""
+    def propose(self, ids: Sequence[int], most: int, most_nodes: int) -> Tree:
+        """At most so many nodes that may follow `ids`, no deeper than `most`.
+
+        Raises CancelledError.
+        """
 
     def accepted(self, places: Sequence[int]) -> None:
         """These nodes of what was proposed last were right, one after the other."""
@@ -75,8 +78,9 @@ class DraftProposer:
         self._pace = pace
         self._tried: dict[int, int] = {}  # a proposed node's place to that in the draft's sequence
 
-    def propose(self, ids: Sequence[int], most: int) -> Tree:
+    def propose(self, ids: Sequence[int], most: int, most_nodes: int) -> Tree:
         """See `Proposer`; waits."""
+        num_nodes = min(self._shape.nodes, most_nodes)
         room = self._sequence.room(len(ids))
         levels = min(self._shape.levels, most, most if room is None else room)
         nodes: list[_Node] = []
@@ -99,8 +103,9 @@ class DraftProposer:
                 self._pace.level(likely)
                 if not self._pace.is_worth(likely * likely / before if before else 0.0):
                     break
-            if self._is_full(nodes, level):
-                break
+            best = nodes[level[0]].score
+            if sum(node.score > best for node in nodes) >= num_nodes:
+                break  # nothing behind this level is among the likeliest
             if depth + 1 < levels:
                 parents = [nodes[place].parent for place in level]
                 logits = self._sequence.branch(
@@ -111,7 +116,7 @@ class DraftProposer:
                     nodes[place].tried, num_tried = num_tried, num_tried + 1
         if self._pace is not None:
             self._pace.end()
-        return self._likeliest(nodes)
+        return self._likeliest(nodes, num_nodes)
 
     def accepted(self, places: Sequence[int]) -> None:
         """See `Proposer`."""
@@ -134,17 +139,12 @@ class DraftProposer:
         found = torch.stack([best.values.double(), best.indices.double()], -1).tolist()
         return (((score, int(token)) for score, token in row) for row in found)
 
-    def _is_full(self, nodes: list[_Node], level: list[int]) -> bool:
-        """Whether as many are likelier than the level's best: nothing behind it is proposed."""
-        best = nodes[level[0]].score
-        return sum(node.score > best for node in nodes) >= self._shape.nodes
-
-    def _likeliest(self, nodes: list[_Node]) -> Tree:
+    def _likeliest(self, nodes: list[_Node], count: int) -> Tree:
         """A parent is no less likely than its children and stands before them: it is there, too."""
         tree, places = Tree(), {ROOT: ROOT}
         self._tried = {}
         order = sorted(range(len(nodes)), key=lambda place: -nodes[place].score)
-        for number in order[: self._shape.nodes]:
+        for number in order[:count]:
             node = nodes[number]
             places[number] = place = tree.add(places[node.parent], node.token)
             if node.tried != ROOT:
@@ -159,11 +159,14 @@ class LookupProposer:
         """`count` tokens at a time, as a further branch of the tree of `other`."""
         self._lookup, self._count, self._other = Lookup(), count, other
 
-    def propose(self, ids: Sequence[int], most: int) -> Tree:
+    def propose(self, ids: Sequence[int], most: int, most_nodes: int) -> Tree:
         """See `Proposer`."""
-        tree = Tree() if self._other is None else self._other.propose(ids, most)
-        chain = self._lookup.propose(ids, min(most, self._count))
-        tree.add_chain(chain, len(tree) + self._count)
+        count = min(self._count, most_nodes)
+        tree = Tree()
+        if self._other is not None:
+            tree = self._other.propose(ids, most, most_nodes - count)
+        chain = self._lookup.propose(ids, min(most, count))
+        tree.add_chain(chain, len(tree) + count)
         return tree
 
     def accepted(self, places: Sequence[int]) -> None:

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,10 +23,78 @@ _KEPT_POSITIONS = 32
 _LEAST_TEMPERATURE = 1e-30  # logits over less than that are infinite
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Token:
+    """A token of the text; where asked for, with its log-probability and the likeliest others'."""
+
+    id: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class Chooser:
+    """`choose(place, ahead)`: the model's own token behind a node, one after the other."""
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        options: GenerateOptions,
+        logits: torch.Tensor,
+        best: Sequence[int],
+        ids: Sequence[int],
+        prompt_tokens: int,
+    ) -> None:
+        self._sampler, self._options = sampler, options
+        self._logits, self._best = logits, best
+        self._ids, self._prompt_tokens = ids, prompt_tokens
+        self.tokens: list[Token] = []
+
+    def __call__(self, place: int, ahead: int) -> int:
+        """Waits for the device, unless the likeliest token is asked for alone."""
+        options, row = self._options, self._logits[place + 1 : place + 2]
+        if self._sampler.seed is None and not options.penalises:
+            token = self._best[place + 1]
+        else:
+            if options.penalises:
+                said = [token.id for token in self.tokens]
+                row = penalised(row, [*self._ids, *said], self._prompt_tokens, options)
+            token = int(self._sampler.scores(row, [len(self._ids) + ahead]).argmax())
+        logprob, top = None, list[tuple[int, float]]()
+        if options.top_logprobs is not None:
+            probable = self._logits[place + 1].float().log_softmax(-1)
+            logprob = float(probable[token])
+            found = probable.topk(options.top_logprobs)
+            top = list(zip(found.indices.tolist(), found.values.tolist(), strict=True))
+        self.tokens.append(Token(id=token, logprob=logprob, top=tuple(top)))
+        return token
+
+
+def penalised(
+    logits: torch.Tensor, ids: Sequence[int], prompt_tokens: int, options: GenerateOptions
+) -> torch.Tensor:
+    """Logits (1, vocabulary), float32, with the options' penalties for what was said in `ids`.
+
+    Sources: OpenAI's API for presence and frequency, which look at the answer alone; Keskar et al.,
+    CTRL, https://arxiv.org/abs/1909.05858, for repetition, which looks at the prompt as well.
+    """
+    logits = logits.float().clone()
+    everything = torch.tensor(list(set(ids)), dtype=torch.int64, device=logits.device)
+    seen = logits[0, everything]
+    penalty = options.repetition_penalty
+    logits[0, everything] = torch.where(seen > 0, seen / penalty, seen * penalty)
+    counts = Counter(ids[prompt_tokens:])
+    if counts:
+        tokens = torch.tensor(list(counts), dtype=torch.int64, device=logits.device)
+        times = torch.tensor(list(counts.values()), dtype=torch.float32, device=logits.device)
+        logits[0, tokens] -= options.presence_penalty + options.frequency_penalty * times
+    return logits
+
+
 class Sampler:
     """`seed` is what was asked for, or drawn; None where nothing is random."""
 
     def __init__(self, options: GenerateOptions) -> None:
+        self._options = options
         self.seed: int | None = None
         self._filters: list[Any] = []
         self._drawn: dict[int, torch.Tensor] = {}  # a draft's, and the check's again
@@ -45,20 +115,14 @@ class Sampler:
         noise = [self._noise(position, logits.shape[-1], scores.device) for position in positions]
         return scores + torch.stack(noise)
 
-    def chooser(self, logits: torch.Tensor, first_position: int) -> Callable[[int, int], int]:
-        """`choose(place, ahead)` for `tree.follow`, by logits (1 + nodes, vocabulary) of a tree.
+    def chooser(
+        self, logits: torch.Tensor, best: Sequence[int], ids: Sequence[int], prompt_tokens: int
+    ) -> Chooser:
+        """Of logits (1 + nodes, vocabulary) behind `ids` and at a tree's nodes, for `tree.follow`.
 
-        Waits for the device.
+        `best` are the likeliest tokens of these rows.
         """
-        if self.seed is None:
-            tokens = logits.argmax(-1).tolist()
-            return lambda place, ahead: int(tokens[place + 1])
-
-        def choose(place: int, ahead: int) -> int:
-            row = logits[place + 1 : place + 2]
-            return int(self.scores(row, [first_position + ahead]).argmax())
-
-        return choose
+        return Chooser(self, self._options, logits, best, ids, prompt_tokens)
 
     def _noise(self, position: int, count: int, device: torch.device) -> torch.Tensor:
         """`count` values of Gumbel's distribution: the same for every device, and for a while."""

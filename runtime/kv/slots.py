@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 
@@ -22,6 +22,7 @@ class KvSlots:
     def __init__(self, num_slots: int, device: torch.device) -> None:
         self.num_slots, self.nobodys, self._device = num_slots, num_slots, device
         self._free = list(range(num_slots - 1, -1, -1))
+        self._shared: dict[int, int] = {}  # how many have a slot beside the first one
         self._layers: dict[tuple[int, int], Pair] = {}
 
     @property
@@ -40,9 +41,21 @@ class KvSlots:
         del self._free[len(self._free) - count :]
         return taken[::-1]
 
+    def share(self, slots: Iterable[int]) -> None:
+        """One more has them, and will give them back."""
+        for slot in slots:
+            self._shared[slot] = self._shared.get(slot, 0) + 1
+
     def give(self, slots: Sequence[int]) -> None:
-        """Take them back: others may write there."""
-        self._free += reversed(slots)
+        """Take them back: when nobody else has one, others may write there."""
+        for slot in reversed(slots):
+            others = self._shared.get(slot, 0)
+            if not others:
+                self._free.append(slot)
+            elif others == 1:
+                del self._shared[slot]
+            else:
+                self._shared[slot] = others - 1
 
     def write(
         self,

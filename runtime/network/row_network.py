@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from layerpack.libraries.transformers_api import attention_by, takes_attention_functions
+from layerpack.libraries.transformers_rope import Rope
 from layerpack.runtime.kv.slots import KvSlots
 from layerpack.runtime.network.attention import rows_attention
 from layerpack.runtime.network.graphs import Graphs, can_be_recorded
@@ -57,8 +58,15 @@ class RowNetwork:
         self.device: torch.device = network.device
         self.kv = KvSlots(0, self.device)
         self._arithmetic = arithmetic
+        self.follows_length = Rope(network).follows_length
+        """Whether rotary embeddings follow the length of the one sequence that is run."""
         self._may_record = resident and self.device.type == "cuda" and can_be_recorded(network)
         self._graphs: Graphs | None = None
+
+    @property
+    def has_equal_bits(self) -> bool:
+        """Whether a row's bits depend on the tokens that it sees alone."""
+        return self.product is not None and not self._arithmetic.lone_rows_in_kernel
 
     def reserve(self, num_slots: int) -> KvSlots:
         """At least so many free slots, for one who is alone with the network."""

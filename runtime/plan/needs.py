@@ -23,10 +23,13 @@ def estimate_needs(
     pack: Pack,
     *,
     context_tokens: int,
+    kv_tokens: int | None = None,
     pass_tokens: int | None = None,
     proposed_tokens: int = 0,
 ) -> Needs:
-    """Upper estimates for batch size 1, from config.json alone (transformers is not imported).
+    """Upper estimates, from config.json alone (transformers is not imported).
+
+    `context_tokens` is the longest sequence, `kv_tokens` all of them together (None: there is one).
 
     `pass_tokens` is the most tokens of one pass (default: the context, up to a prefill pass);
     `proposed_tokens` of them, by a draft, need logits beside the last one, and room in the KV cache
@@ -52,7 +55,7 @@ def estimate_needs(
             text,
             num_layers=pack.manifest.model.num_layers,
             element_bytes=width,
-            context_tokens=context_tokens + proposed_tokens,
+            context_tokens=(kv_tokens or context_tokens) + proposed_tokens,
         ),
         activation_bytes=activation,
         decode_bytes=decode,

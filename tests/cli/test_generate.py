@@ -25,7 +25,8 @@ PackOf = Callable[..., Path]
 Run = Callable[..., Any]
 PROMPT = "hello there"
 SUMMARY = re.compile(
-    r"\[\d+ tokens in \d+\.\d s; \d+ passes of \d+\.\d{3} s; .* streamed a pass, .* in all\]\n"
+    r"\[\d+ tokens in \d+\.\d s, \d+\.\d{3} s a token; \d+ passes of \d+\.\d{3} s; "
+    r".* streamed a pass, .* in all\]\n"
 )
 
 

@@ -72,7 +72,7 @@ def test_more_context_takes_more_vram(pack_of: PackOf) -> None:
     [
         (["--assume-vram", "1MB", "--assume-link", "13"], "1.0 MB of VRAM are .* too few"),
         ([*LAPTOP, "--vram", "1MB"], "1.0 MB of VRAM are .* too few"),
-        ([*LAPTOP, "--vram", "7MB", "--vram-layers", "4"], "4 layers take .* VRAM are left"),
+        ([*LAPTOP, "--vram", "6500kB", "--vram-layers", "4"], "4 layers take .* VRAM are left"),
         ([*LAPTOP, "--ram", "1kB", "--vram-layers", "0", "--host-layers", "2"], "2 layers take"),
         ([*LAPTOP, "--device", "cpu"], "leave out --device cpu"),
     ],

@@ -18,6 +18,7 @@ from layerpack.convert.api import convert
 from layerpack.formats.errors import CapacityError, SourceError
 from layerpack.formats.pack import Pack
 from layerpack.runtime.engine.options import GenerateOptions
+from layerpack.runtime.generate import Generation
 from layerpack.runtime.model import Model
 from layerpack.runtime.open_options import OpenOptions
 from layerpack.runtime.plan.needs import estimate_needs
@@ -73,11 +74,15 @@ def test_a_long_prompt_goes_in_passes_of_bounded_size(
     pack_of: PackOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pack = pack_of("llama")
-    with Model.open(pack, options(pack)) as model:
-        plain = model.generate(PROMPT, UNDRAFTED)
-        monkeypatch.setattr("layerpack.runtime.engine.sequence.PREFILL_TOKENS", 24)
-        in_chunks = model.generate(PROMPT, UNDRAFTED)
-        drafted = model.generate(PROMPT, DRAFTED)
+
+    def run(how: GenerateOptions) -> Generation:
+        with Model.open(pack, options(pack)) as model:  # anew: an open one knows the prompt
+            return model.generate(PROMPT, how)
+
+    plain = run(UNDRAFTED)
+    monkeypatch.setattr("layerpack.runtime.requests.scheduler.PREFILL_TOKENS", 24)
+    monkeypatch.setattr("layerpack.runtime.engine.sequence.PREFILL_TOKENS", 24)
+    in_chunks, drafted = run(UNDRAFTED), run(DRAFTED)
     num_chunks = -(-plain.prompt_tokens // 24)
     assert num_chunks > 1 and in_chunks.passes - plain.passes == num_chunks - 1
     assert drafted.token_ids == in_chunks.token_ids

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+from support.runs.rows import one_by_one
 
 from layerpack.runtime.engine.options import GenerateOptions
-from layerpack.runtime.engine.sampling import Sampler
+from layerpack.runtime.engine.sampling import Sampler, penalised
+from layerpack.runtime.model import Model
+from layerpack.runtime.open_options import OpenOptions
 
 LOGITS = torch.tensor([[2.0, 1.0, 0.5, 0.0, -1.0, -2.0, 1.5, 0.2]])
 NUM_SEEDS = 4000
@@ -32,7 +37,7 @@ def test_seeds_draw_from_the_filtered_softmax(how: dict[str, float]) -> None:
     filtered = None
     for seed in range(NUM_SEEDS):
         sampler = Sampler(GenerateOptions(seed=seed, **how))  # type: ignore[arg-type]
-        counts[sampler.chooser(LOGITS, seed % 7)(-1, 0)] += 1
+        counts[sampler.chooser(LOGITS, [0], [0] * (seed % 7), 0)(-1, 0)] += 1
         if filtered is None:
             filtered = LOGITS.clone()
             for one in sampler._filters:
@@ -49,8 +54,48 @@ def test_seeds_draw_from_the_filtered_softmax(how: dict[str, float]) -> None:
 def test_a_row_of_a_tree_draws_what_its_own_pass_would() -> None:
     logits = torch.randn((5, 50), generator=torch.Generator().manual_seed(1))
     sampler = Sampler(GenerateOptions(temperature=1.0, seed=9))
-    many = sampler.chooser(logits, 100)
+    many = sampler.chooser(logits, [0] * 5, [0] * 100, 0)
     for place in range(5):
-        alone = sampler.chooser(logits[place : place + 1], 103)
+        alone = sampler.chooser(logits[place : place + 1], [0], [0] * 103, 0)
         assert many(place - 1, 3) == alone(-1, 0)
     assert len({many(0, ahead) for ahead in range(40)}) > 5
+
+
+def test_penalties_are_those_of_transformers_and_of_openais_api() -> None:
+    from transformers import RepetitionPenaltyLogitsProcessor
+
+    chance = torch.Generator().manual_seed(3)
+    logits = torch.randn((1, 50), generator=chance)
+    ids, prompt_tokens = [3, 9, 3, 7, 7, 7, 11], 3
+    repeated = GenerateOptions(repetition_penalty=1.3)
+    wanted = RepetitionPenaltyLogitsProcessor(1.3)(torch.tensor([ids]), logits.clone())
+    assert torch.equal(penalised(logits, ids, prompt_tokens, repeated), wanted)
+    counted = GenerateOptions(presence_penalty=0.5, frequency_penalty=-0.25)
+    found = penalised(logits, ids, prompt_tokens, counted) - logits
+    assert found[0, [3, 9, 7, 11, 0]].tolist() == pytest.approx(
+        [0, 0, 3 * 0.25 - 0.5, 0.25 - 0.5, 0], abs=1e-6
+    )
+
+
+def test_log_probabilities_are_the_models_own(pack_of: Callable[..., Path]) -> None:
+    how = GenerateOptions(
+        max_new_tokens=6,
+        temperature=0.7,
+        seed=1,
+        top_k=3,
+        presence_penalty=1.0,
+        top_logprobs=4,
+        raw=True,
+    )
+    with Model.open(pack_of("llama"), OpenOptions(device="cpu")) as model:
+        done = model.generate("hello", how)
+        assert model.rows is not None
+        ids = [*model.tokenizer("hello").input_ids, *done.token_ids]
+        logits = one_by_one(model.rows, ids)[-7:-1]
+    exact = logits.float().log_softmax(-1)
+    for token, row in zip(done.tokens, exact, strict=True):
+        assert token.logprob == float(row[token.id])
+        best = row.topk(4)
+        assert list(token.top) == list(
+            zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        )

@@ -24,10 +24,37 @@ TEXT = "naïve 😀 — «déjà vu» 漢字 👩‍🚀!"
 
 def fed(path: Path, ids: list[int], run_length: int) -> tuple[list[str], TextSink]:
     pieces: list[str] = []
-    sink = TextSink(load_tokenizer(path), pieces.append)
+    sink = TextSink(load_tokenizer(path))
     for first in range(0, len(ids), run_length):
-        sink.put(ids[first : first + run_length])
-    return pieces, sink
+        pieces.append(sink.put(ids[first : first + run_length]))
+    return list(filter(None, pieces)), sink
+
+
+@pytest.mark.parametrize("run_length", [1, 2, 5, 100])
+@pytest.mark.parametrize(
+    ("stop", "wanted"),
+    [
+        (["never"], TEXT),
+        (["😀 — no"], TEXT),
+        (["— «"], "naïve 😀 "),
+        (["漢字", "déjà", "vu» 漢"], "naïve 😀 — «"),
+        (["n"], ""),
+        (["!"], TEXT[:-1]),
+    ],
+)
+def test_a_text_ends_before_the_first_stop_string(
+    tmp_path: Path, run_length: int, stop: list[str], wanted: str
+) -> None:
+    save_tokenizer(tmp_path)
+    tokenizer = load_tokenizer(tmp_path)
+    ids, sink, pieces = tokenizer(TEXT).input_ids, TextSink(tokenizer, stop), list[str]()
+    for first in range(0, len(ids), run_length):
+        pieces.append(sink.put(ids[first : first + run_length]))
+        if sink.stopped:
+            break
+    assert sink.stopped == (wanted != TEXT)
+    pieces.append(sink.rest())
+    assert "".join(pieces) == sink.text == wanted
 
 
 @pytest.mark.parametrize("run_length", [1, 2, 5])

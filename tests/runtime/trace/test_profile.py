@@ -164,7 +164,7 @@ def test_a_run_from_disk_is_profiled(pack_of: PackOf) -> None:
 def test_each_pass_of_a_long_prompt_is_a_step(
     pack_of: PackOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("layerpack.runtime.engine.sequence.PREFILL_TOKENS", 16)
+    monkeypatch.setattr("layerpack.runtime.requests.scheduler.PREFILL_TOKENS", 16)
     trace = Trace()
     options = OpenOptions(device="cpu", draft=str(pack_of("llama")))
     with Model.open(pack_of("llama"), options, trace=trace) as model:

@@ -1,0 +1,1 @@
+"""Requests that come and go, and the passes that all of them share."""
