@@ -15,6 +15,12 @@ from layerpack.cli.options.sizes import SIZE
 @click.command()
 @click.argument("pack", metavar="OUT", type=click.Path(path_type=Path))
 @memory_options
+@click.option(
+    "--sequences",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Plan for N answers at a time, each with the whole --context.",
+)
 @click.option("--layers", is_flag=True, help="One line for each layer.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON, every layer in it.")
 @click.option("--refresh", is_flag=True, help="Measure link and disk again.")
@@ -26,7 +32,7 @@ from layerpack.cli.options.sizes import SIZE
     "--assume-link", type=POSITIVE, metavar="GB_S", help="Plan for this host-to-GPU link."
 )
 @click.option("--assume-disk", type=POSITIVE, metavar="GB_S", help="Plan for a disk this fast.")
-def plan(pack: Path, layers: bool, as_json: bool, **options: Any) -> None:
+def plan(pack: Path, sequences: int | None, layers: bool, as_json: bool, **options: Any) -> None:
     """Show where the layers of the pack OUT would live, and how long a pass would take.
 
     Link and disk are measured once (about a second) and remembered. With the --assume options
@@ -36,7 +42,7 @@ def plan(pack: Path, layers: bool, as_json: bool, **options: Any) -> None:
 
     from layerpack.formats.pack import Pack
     from layerpack.runtime.core.patience import Patience
-    from layerpack.runtime.open_options import OpenOptions
+    from layerpack.runtime.open_options import DEFAULT_CONTEXT_TOKENS, OpenOptions
     from layerpack.runtime.plan.text import plan_facts, plan_text
     from layerpack.runtime.planning import Assumed, assumed_machine, plan_for
 
@@ -50,6 +56,7 @@ def plan(pack: Path, layers: bool, as_json: bool, **options: Any) -> None:
         device=options["device"],
         limits=limits_of(options),
         context_tokens=options["context"],
+        kv_tokens=sequences and sequences * (options["context"] or DEFAULT_CONTEXT_TOKENS),
         refresh=options["refresh"],
     )
     opened = Pack.open(pack)
@@ -60,5 +67,10 @@ def plan(pack: Path, layers: bool, as_json: bool, **options: Any) -> None:
         click.echo(json.dumps(facts, indent=1))
         return
     click.echo(plan_text(chosen, machine, each_layer=layers))
+    if sequences and chosen.pass_s:
+        click.echo(
+            f"{sequences} answers at a time: {sequences / chosen.pass_s:.1f} tokens/s in all, while "
+            "computing takes no longer than the weights"
+        )
     if names := assumed.names():
         click.echo(f"computed, not measured: {', '.join(names)} as assumed")
