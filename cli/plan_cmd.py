@@ -69,8 +69,8 @@ def plan(pack: Path, sequences: int | None, layers: bool, as_json: bool, **optio
     click.echo(plan_text(chosen, machine, each_layer=layers))
     if sequences and chosen.pass_s:
         click.echo(
-            f"{sequences} answers at a time: {sequences / chosen.pass_s:.1f} tokens/s in all, while "
-            "computing takes no longer than the weights"
+            f"{sequences} answers at a time: {sequences / chosen.pass_s:.1f} tokens/s in all, "
+            "while computing takes no longer than the weights"
         )
     if names := assumed.names():
         click.echo(f"computed, not measured: {', '.join(names)} as assumed")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from layerpack.formats.errors import CapacityError
@@ -63,7 +65,5 @@ def most_sequences(
 
 def plan_of(pack: Pack, machine: Machine, options: OpenOptions, sequences: int) -> Plan:
     """The plan with so many sequences of the whole context. Raises CapacityError."""
-    from dataclasses import replace
-
     kv_tokens = options.planned_tokens * sequences
     return plan_for(machine, pack, replace(options, kv_tokens=kv_tokens))

@@ -84,6 +84,7 @@ class Run:
         limits: Limits,
         *,
         context: int | None = None,
+        kv_tokens: int | None = None,
         draft: Path | None = None,
         nodes: int = 0,
     ) -> Iterator[Model]:
@@ -96,6 +97,7 @@ class Run:
             device="cuda",
             limits=limits,
             context_tokens=context or self.context + 300,
+            kv_tokens=kv_tokens,
             draft=None if draft is None else str(draft),
             proposed_tokens=nodes,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 import statistics
+import time
 from collections.abc import Callable
 
 import torch
@@ -140,6 +141,31 @@ def memory(run: Run) -> None:
     run.note("memory, peak over plan", round(max(peaks.values()) / planned, 4))
 
 
+def answers(run: Run) -> None:
+    """1, 16 and 96 answers at a time, each of 64 tokens behind a prompt of 64 of its own."""
+    each, first = 128, None
+    limits = Limits(vram_bytes=parse_size(run.vram), host_slices=len(run.slices))
+    with run.opened(limits, context=each, kv_tokens=96 * each) as model:
+        how = GenerateOptions(max_new_tokens=64, raw=True, look_up=False)
+        for count in (1, 16, 96):
+            begin_s, passes = time.perf_counter(), model.counts.passes
+            asked = [model.submit(f"{number:03} " * 16, how) for number in range(count)]
+            tokens = sum(len(answer.wait().token_ids) for answer in asked)
+            seconds = time.perf_counter() - begin_s
+            passes = model.counts.passes - passes
+            first = first or tokens / seconds
+            run.note(
+                f"{count} answers",
+                {
+                    "tokens/s": round(tokens / seconds, 2),
+                    "over 1": round(tokens / seconds / first, 2),
+                    "passes": passes,
+                    "seconds a pass": round(seconds / passes, 4),
+                },
+            )
+        run.note_peak("96 answers")
+
+
 def growth(run: Run) -> None:
     """What grew over a hundred passes."""
     with run.opened(run.in_host()) as model:
@@ -217,6 +243,7 @@ STEPS: dict[str, Callable[[Run], None]] = {
     "decode": decode,
     "drafted": drafted,
     "memory": memory,
+    "answers": answers,
     "growth": growth,
     "filled": filled,
     "4gib": four_gib,

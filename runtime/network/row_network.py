@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from layerpack.libraries.torch_api import empty_cublas_workspaces
 from layerpack.libraries.transformers_api import attention_by, takes_attention_functions
 from layerpack.libraries.transformers_rope import Rope
 from layerpack.runtime.kv.slots import KvSlots
@@ -80,7 +81,9 @@ class RowNetwork:
 
     def close(self) -> None:
         """Let go of the slots and of what was recorded over them."""
-        self._graphs = None
+        if self._graphs is not None:
+            self._graphs = None
+            empty_cublas_workspaces()  # recording takes one of its own
         self.kv = KvSlots(0, self.device)
 
     def logits(self, parts: Sequence[Part]) -> torch.Tensor:

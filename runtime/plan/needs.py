@@ -37,14 +37,17 @@ def estimate_needs(
     """
     text = _text_config(pack)
     width = DTYPE_BYTES[pack.manifest.model.dtype]
-    tokens = pass_tokens or min(context_tokens, PREFILL_TOKENS)
+    kv_tokens = kv_tokens or context_tokens
+    tokens = pass_tokens or min(kv_tokens, PREFILL_TOKENS)
     hidden, heads, _, head_dim = _heads(text)
     shapes = [state.shape for blob in pack.manifest.layers for state in blob.nf4.values()]
     inner = max((shape[0] for shape in shapes), default=hidden)
     activation = tokens * width * (_HIDDEN_COPIES * hidden + _INNER_COPIES * inner)
     # Attention over the cache makes one contiguous copy of a layer's keys and values for all heads.
     activation += 2 * heads * head_dim * width * context_tokens
-    activation += _number(text, "vocab_size") * _LOGIT_BYTES * (1 + proposed_tokens)
+    activation += (
+        _number(text, "vocab_size") * _LOGIT_BYTES * (kv_tokens // context_tokens + proposed_tokens)
+    )
     decode = max((shape[0] * shape[1] * width for shape in shapes), default=0)
     head = pack.manifest.head
     constants = sum(
@@ -55,7 +58,7 @@ def estimate_needs(
             text,
             num_layers=pack.manifest.model.num_layers,
             element_bytes=width,
-            context_tokens=(kv_tokens or context_tokens) + proposed_tokens,
+            context_tokens=kv_tokens + proposed_tokens,
         ),
         activation_bytes=activation,
         decode_bytes=decode,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections import deque
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
@@ -71,9 +72,9 @@ class Queue:
         """Whoever is here ends in `error`."""
         with contextlib.suppress(Empty):
             while True:
-                self._arrived.get_nowait().end(error)
+                self._arrived.get_nowait().end(copy.copy(error))
         while self._waiting:
-            self._waiting.popleft().answer.end(error)
+            self._waiting.popleft().answer.end(copy.copy(error))
 
     def wanted_slots(self) -> int:
         """As many as memory was set aside for; enough for the first one."""

@@ -8,6 +8,7 @@ Source of the idea: Yu et al., Orca, https://www.usenix.org/conference/osdi22/pr
 
 from __future__ import annotations
 
+import copy
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -279,7 +280,7 @@ class Scheduler:
         for running in here:
             if running in self._running:
                 self._running.remove(running)
-                running.fail(error)
+                running.fail(copy.copy(error))  # each is raised in a place of its own
         if self._pool is not None:
             self._pool.clear()  # what a broken pass wrote is nobody's
 

@@ -65,6 +65,8 @@ def test_more_context_takes_more_vram(pack_of: PackOf) -> None:
         assert isinstance(vram, dict)
         caches.append(vram["kv_cache"])
     assert caches[1] == 10 * caches[0] > 0
+    many = facts(pack_of("llama"), *LAPTOP, "--context", 100, "--sequences", 10)["vram"]
+    assert isinstance(many, dict) and many["kv_cache"] == caches[1]
 
 
 @pytest.mark.parametrize(

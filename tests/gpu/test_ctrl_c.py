@@ -63,8 +63,7 @@ def test_ctrl_c_in_a_pass_and_while_closing(
                 time.sleep(0.5)  # until the waiting thread has seen it
 
         # Of a pass that was recorded this is all that Python sees.
-        embedding = opened.network.get_input_embeddings()
-        hook = embedding.register_forward_pre_hook(count)
+        hook = opened.network.get_input_embeddings().register_forward_pre_hook(count)
         broken = opened.generate("hello", wanted)
         hook.remove()
         assert broken.finish == "interrupted"
