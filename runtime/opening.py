@@ -35,6 +35,7 @@ from layerpack.runtime.open_options import OpenOptions
 from layerpack.runtime.plan.plan import Plan, Tier
 from layerpack.runtime.planning import measured, plan_for
 from layerpack.runtime.product.free_rows import free_rows
+from layerpack.runtime.product.least_rows import least_rows
 from layerpack.runtime.product.ways import Arithmetic, Product, pick_product
 from layerpack.runtime.stream.store import Store
 from layerpack.runtime.tokenizer import load_tokenizer
@@ -173,7 +174,13 @@ def _open(
     if why_not is None:
         # A profile is of layers, which a recorded pass has none of.
         recordable = whole and not trace.enabled
-        rows = RowNetwork(network, arithmetic, product, resident=recordable)
+        rows = RowNetwork(
+            network,
+            arithmetic,
+            product,
+            resident=recordable,
+            least_rows=least_rows(device, _widths_of_norms(network)),
+        )
     done()
     if draft is not None:
         draft.fit(network.config.get_text_config().vocab_size)
@@ -199,6 +206,14 @@ def _open(
             attach_s=spans[4],
         ),
     )
+
+
+def _widths_of_norms(network: Any) -> list[int]:
+    """Of whole rows, and of heads, which some models norm as well."""
+    config = network.config.get_text_config()
+    heads = max(1, getattr(config, "num_attention_heads", 1))
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return [config.hidden_size, head_dim]
 
 
 def _free_rows(product: Product, pack: Pack, device: torch.device, plan: Plan) -> int:

@@ -17,7 +17,7 @@ from layerpack.libraries.transformers_rope import Rope
 from layerpack.runtime.kv.slots import KvSlots
 from layerpack.runtime.network.rows import Part, Rows, Sizes, Table, rows_of
 
-_NUM_ROWS = (1, 4, 16)
+_NUM_ROWS = (1, 4, 16, 64)
 _TAIL = 32
 
 Forward = Callable[..., torch.Tensor]

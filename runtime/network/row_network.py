@@ -9,6 +9,7 @@ import contextlib
 import inspect
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -44,7 +45,8 @@ class RowNetwork:
     """A network for `step`, and its KV slots.
 
     `product` None: its layers multiply as they do without rows. `resident`: all of it is in VRAM
-    for good, so that passes of few rows may be recorded.
+    for good, so that passes of few rows may be recorded. Where bits are equal, passes of fewer than
+    `least_rows` are filled up.
     """
 
     def __init__(
@@ -54,8 +56,9 @@ class RowNetwork:
         product: Product | None,
         *,
         resident: bool = False,
+        least_rows: int = 1,
     ) -> None:
-        self.network, self.product = network, product
+        self.network, self.product, self._least_rows = network, product, least_rows
         self.device: torch.device = network.device
         self.kv = KvSlots(0, self.device)
         self._arithmetic = arithmetic
@@ -88,11 +91,14 @@ class RowNetwork:
 
     def logits(self, parts: Sequence[Part]) -> torch.Tensor:
         """See `engine.step`."""
+        sizes = sizes_of(parts)
+        if self.has_equal_bits:
+            sizes = replace(sizes, rows=max(sizes.rows, self._least_rows))
         if self._graphs is not None:
-            recorded = self._graphs.run(parts, sizes_of(parts), self._embedded)
+            recorded = self._graphs.run(parts, sizes, self._embedded)
             if recorded is not None:
                 return recorded
-        rows = table_of_rows(self.kv, parts, device=self.device)
+        rows = table_of_rows(self.kv, parts, device=self.device, sizes=sizes)
         return self._forward(rows, input_ids=rows.tokens[None])
 
     def _embedded(self, tokens: torch.Tensor) -> torch.Tensor:

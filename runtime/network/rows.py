@@ -209,7 +209,12 @@ def rows_of(
     )
 
 
-def table_of_rows(kv: KvSlots, parts: Sequence[Part], *, device: torch.device) -> Rows:
-    """The rows of a pass on `device`. Those of runs come first, whatever their part's place."""
-    table = Table(parts, sizes_of(parts), kv=kv)
+def table_of_rows(
+    kv: KvSlots, parts: Sequence[Part], *, device: torch.device, sizes: Sizes | None = None
+) -> Rows:
+    """The rows of a pass on `device`, filled up to `sizes`.
+
+    Those of runs come first, whatever their part's place.
+    """
+    table = Table(parts, sizes or sizes_of(parts), kv=kv)
     return rows_of(table.numbers.to(device), table.sizes, table.runs, kv)

@@ -12,7 +12,11 @@ import torch
 from support.runs.cuda import logits_of, options
 
 from layerpack.formats.units import MIB
-from layerpack.libraries.torch_api import register_host, unregister_host
+from layerpack.libraries.torch_api import (
+    empty_cublas_workspaces,
+    register_host,
+    unregister_host,
+)
 from layerpack.runtime.stream import host_tier, pinned
 
 
@@ -61,9 +65,11 @@ def same_vram_after(made: Path) -> Iterator[None]:
     """Every test gives back what it took."""
     gc.collect()
     torch.cuda.synchronize()
+    empty_cublas_workspaces()
     before = torch.cuda.memory_allocated()
     yield
     gc.collect()
     torch.cuda.synchronize()
+    empty_cublas_workspaces()
     torch.cuda.empty_cache()
     assert torch.cuda.memory_allocated() <= before + 2 * MIB

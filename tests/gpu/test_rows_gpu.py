@@ -13,6 +13,7 @@ import torch
 from support.models.tiny import ARCHITECTURES
 from support.runs.rows import unequal_seeds
 
+from layerpack.convert.api import convert
 from layerpack.runtime.engine.options import GenerateOptions
 from layerpack.runtime.kv.slots import KvSlots
 from layerpack.runtime.model import Model
@@ -20,6 +21,7 @@ from layerpack.runtime.network.attention import plain_attend
 from layerpack.runtime.network.rows import Part, table_of_rows
 from layerpack.runtime.open_options import OpenOptions
 from layerpack.runtime.plan.plan import Limits
+from layerpack.runtime.product.least_rows import least_rows
 from layerpack.runtime.product.ways import gives_equal_bits, ways
 
 pytestmark = pytest.mark.gpu
@@ -37,6 +39,28 @@ def test_alone_in_pieces_and_in_trees(pack_of: PackOf, name: str, tier: str) -> 
         assert model.rows is not None and model.rows.product is not None
         assert model.rows.product.name == "in order of K"
         assert unequal_seeds(model.rows, IDS, range(4)) == []
+
+
+@pytest.mark.parametrize("width", [64, 80, 128, 576, 896, 1536, 4096, 8192])
+def test_means_are_equal_from_few_rows_on(width: int) -> None:
+    device = torch.device("cuda", 0)
+    least = least_rows(device, [width])
+    rows = torch.randn((2048, width), device=device).square()
+    wanted = rows.mean(-1)
+    for count in (least, least + 1, 2 * least + 1, 100, 1000, 2000):
+        assert torch.equal(rows[-count:].mean(-1), wanted[-count:]), (width, least, count)
+
+
+def test_a_model_as_narrow_as_smollm2(checkpoint_of: PackOf, tmp_path: Path) -> None:
+    """Of 40 texts of SmolLM2, 576 wide, three were others with a draft: torch's means."""
+    shape = {"hidden_size": 576, "intermediate_size": 1536}
+    heads = {"num_attention_heads": 9, "num_key_value_heads": 3, "num_hidden_layers": 12}
+    convert(str(checkpoint_of("llama", **shape, **heads)), tmp_path / "pack")
+    for limits in (Limits(), Limits(vram_slices=0)):
+        options = OpenOptions(device="cuda", limits=limits, same_bits=True)
+        with Model.open(tmp_path / "pack", options) as model:
+            assert model.rows is not None
+            assert unequal_seeds(model.rows, IDS, range(12)) == []
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3"])
