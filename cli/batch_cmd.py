@@ -64,7 +64,7 @@ def batch(pack: str, requests: Path | None, **options: Any) -> None:
         raise click.UsageError("--system and --temperature go with --prompts alone")
     with contextlib.ExitStack() as starting, sign_of_life("importing …") as life:
         starting.enter_context(quick_imports())
-        from layerpack.cli.batch_run import run  # late: needs torch
+        from layerpack.cli.runs.batch import run  # late: needs torch
 
         life.say(f"opening {printable(pack)} …")
         raise SystemExit(run(Path(pack), requests, options, life, on_open=starting.close))

@@ -129,7 +129,7 @@ def generate(pack: str, prompt: str | None, prompt_file: str | None, **options: 
         as_utf8(options["system"], "--system")
     with contextlib.ExitStack() as starting, sign_of_life("importing …") as life:
         starting.enter_context(quick_imports())
-        from layerpack.cli.generate_run import run  # after the usage is known to be right: slow
+        from layerpack.cli.runs.generate import run  # after the usage is known to be right: slow
 
         def on_open() -> None:
             starting.close()

@@ -217,6 +217,17 @@ class Model:
         return self._scheduler.counts
 
     @property
+    def num_waiting(self) -> int:
+        """Requests in the queue."""
+        return self._scheduler.num_waiting
+
+    @property
+    def kv_slots(self) -> tuple[int, int]:
+        """(tokens that the KV cache has room for now, of these free); it grows with requests."""
+        rows = self._model.rows
+        return (0, 0) if rows is None else (rows.kv.num_slots, rows.kv.num_free)
+
+    @property
     def progress(self) -> PassProgress:
         """How far the pass at hand has come."""
         return self._model.progress

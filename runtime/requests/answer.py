@@ -29,6 +29,11 @@ class Piece(str):
         piece.tokens = tuple(tokens)
         return piece
 
+    @property
+    def has_logprobs(self) -> bool:
+        """Whether its tokens' log-probabilities were asked for."""
+        return any(token.logprob is not None for token in self.tokens)
+
 
 class Answer:
     """What was asked, and what comes: iterate over it in one thread or coroutine, or `wait`.
@@ -39,7 +44,9 @@ class Answer:
     def __init__(self, prompt: Prompt, options: GenerateOptions) -> None:
         self.prompt, self.options = prompt, options
         self.place = 0
-        """How many wait before it; 0 from the pass on that it is in."""
+        """Its place in the queue, from 1; 0 from the pass on that it is in."""
+        self.has_begun = False
+        """Whether it was let in: its prompt is in order."""
         self._pieces: SimpleQueue[Piece | None] = SimpleQueue()
         self._woken: list[Callable[[], object]] = []
         self._outcome: Generation | Exception | None = None

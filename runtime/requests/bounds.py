@@ -34,5 +34,4 @@ class Counts:
     cached_tokens: int = 0
     proposed_tokens: int = 0
     accepted_tokens: int = 0
-    waiting: int = 0
     running: int = 0

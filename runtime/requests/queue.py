@@ -40,6 +40,11 @@ class Queue:
         """A request; waits not."""
         self._arrived.put(answer)
 
+    @property
+    def num_waiting(self) -> int:
+        """Requests that are not let in yet, those that nobody has read included. Any thread."""
+        return len(self._waiting) + self._arrived.qsize()
+
     def __len__(self) -> int:
         return len(self._waiting)
 

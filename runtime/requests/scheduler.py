@@ -41,14 +41,7 @@ _WORTH_WAITING_TOKENS = 32
 class Scheduler:
     """`put` requests from any thread; `run` them in the network's own until none is left."""
 
-    def __init__(
-        self,
-        model: Opened,
-        *,
-        bounds: Bounds,
-        patience: Patience,
-        trace: Trace,
-    ) -> None:
+    def __init__(self, model: Opened, *, bounds: Bounds, patience: Patience, trace: Trace) -> None:
         self._model, self._patience, self._trace = model, patience, trace
         self._queue = Queue(model, bounds)
         self._running: list[Running] = []
@@ -67,6 +60,11 @@ class Scheduler:
                 rows_are_free=bounds.rows_are_free,
             )
         self.counts = Counts()
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests in the queue now. Any thread."""
+        return self._queue.num_waiting
 
     def put(self, answer: Answer) -> None:
         """A request; `run` comes to it. Any thread."""
@@ -114,7 +112,7 @@ class Scheduler:
             except Exception as error:  # of this one alone
                 first.answer.end(error)
             queue.take_first()
-        self.counts.waiting, self.counts.running = len(queue), len(self._running)
+        self.counts.running = len(self._running)
 
     def _is_worth_waiting(self, waiting: Waiting) -> bool:
         """Whether somebody is about to compute much of its beginning."""
@@ -164,7 +162,8 @@ class Scheduler:
         on_end: Callable[[], object],
         sampler: Sampler | None = None,
     ) -> Running:
-        waiting.answer.place = 0
+        waiting.answer.place, waiting.answer.has_begun = 0, True
+        self.counts.prompt_tokens += len(waiting.ids)
         return Running(
             waiting.answer,
             ids=waiting.ids,
@@ -259,6 +258,7 @@ class Scheduler:
                 self._end(running)
 
     def _take(self, running: Running, logits: torch.Tensor, best: list[int]) -> int:
+        proposed = len(running.tree)
         try:
             given = running.take(logits, best)
         except (CancelledError, torch.OutOfMemoryError):
@@ -269,6 +269,8 @@ class Scheduler:
             self._fail([running], error)
             return 0
         self.counts.generated_tokens += given
+        self.counts.proposed_tokens += proposed
+        self.counts.accepted_tokens += min(proposed, given - 1)
         return given
 
     def _end(self, running: Running) -> None:

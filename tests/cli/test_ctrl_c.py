@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from layerpack.cli import generate_run
+from layerpack.cli.runs import generate as generate_run
 from layerpack.convert.api import convert
 
 Run = Callable[..., Any]
