@@ -21,6 +21,7 @@ from layerpack.formats.machine_faults import machine_fault
 _COMMANDS = {
     "convert": "Turn a checkpoint into a pack.",
     "generate": "Generate text with a pack.",
+    "chat": "Talk with a pack in the terminal.",
     "serve": "Serve a pack over HTTP, as OpenAI's API.",
     "batch": "Answer a file of requests, many on each pass.",
     "inspect": "Show what is in a pack.",

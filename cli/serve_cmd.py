@@ -19,7 +19,13 @@ from layerpack.formats.text import printable
 @click.option(
     "--host", default="127.0.0.1", show_default=True, help="Where to listen; 0.0.0.0: everywhere."
 )
-@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True)
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8000,
+    show_default=True,
+    help="The port; 0: any that is free.",
+)
 @click.option(
     "--api-key",
     envvar="LAYERPACK_API_KEY",

@@ -210,10 +210,14 @@ def _open(
 
 def _widths_of_norms(network: Any) -> list[int]:
     """Of whole rows, and of heads, which some models norm as well."""
-    config = network.config.get_text_config()
-    heads = max(1, getattr(config, "num_attention_heads", 1))
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return [config.hidden_size, head_dim]
+    widths = {
+        weight.shape[0]
+        for module in network.modules()
+        if "norm" in type(module).__name__.lower()
+        for weight in module.parameters(recurse=False)
+        if weight.dim() == 1
+    }
+    return sorted(widths) or [1]
 
 
 def _free_rows(product: Product, pack: Pack, device: torch.device, plan: Plan) -> int:

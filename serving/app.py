@@ -5,27 +5,28 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hmac
-import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from importlib.resources import files
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from layerpack.formats.errors import LayerpackError
 from layerpack.formats.jsontext import parse_json
 from layerpack.runtime.generate import Generation
 from layerpack.runtime.model import Model
-from layerpack.runtime.requests.answer import Answer, Piece
+from layerpack.runtime.requests.answer import Answer
 from layerpack.serving.asking import CHAT, COMPLETIONS, asked_of
 from layerpack.serving.fields import RequestError, shown
 from layerpack.serving.metrics import metrics_text
-from layerpack.serving.telling import Parts, Teller, refused
+from layerpack.serving.streaming import cancel, events
+from layerpack.serving.telling import Teller, refused
 
 _LEFT_S = 0.25  # how often a client that waits for a whole answer is looked for
 
@@ -64,6 +65,7 @@ def create_app(model: Model, settings: Settings) -> Starlette:
         Route(COMPLETIONS, server.answered(COMPLETIONS), methods=["POST"]),
         Route("/v1/models", server.guarded(server.models), methods=["GET"]),
         Route("/v1/models/{name:path}", server.guarded(server.one_model), methods=["GET"]),
+        Route("/", server.page, methods=["GET"]),
         Route("/health", server.health, methods=["GET"]),
         Route("/metrics", server.guarded(server.metrics), methods=["GET"]),
     ]
@@ -109,8 +111,22 @@ class _Server:
 
     async def health(self, _request: Request) -> Response:
         counts = self._model.counts
-        said = {"status": "ok", "running": counts.running, "waiting": self._model.num_waiting}
+        progress = self._model.progress
+        said = {
+            "status": "ok",
+            "running": counts.running,
+            "waiting": self._model.num_waiting,
+            "layer": progress.done + 1,
+            "layers": progress.total,
+        }
         return JSONResponse(said)
+
+    async def page(self, _request: Request) -> Response:
+        # Nothing comes from elsewhere, and no other page may frame it.
+        policy = "default-src 'self'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+        headers = {"content-security-policy": f"{policy}; frame-ancestors 'none'"}
+        text = files("layerpack.serving").joinpath("page.html").read_text(encoding="utf-8")
+        return HTMLResponse(text, headers=headers)
 
     async def metrics(self, _request: Request) -> Response:
         text, kind = metrics_text(self._model)
@@ -152,7 +168,7 @@ class _Server:
         if asked.stream:
             await self._first_word(answers)
             return StreamingResponse(
-                self._stream(teller, answers),
+                events(self._model, teller, answers, ping_s=self._settings.ping_s),
                 media_type="text/event-stream",
                 headers={"cache-control": "no-cache", "x-accel-buffering": "no"},
             )
@@ -188,7 +204,7 @@ class _Server:
                 try:
                     answer.wait()
                 except Exception as reason:
-                    _cancel(answers)
+                    cancel(answers)
                     raise refused(reason) from reason
 
     async def _whole(self, request: Request, teller: Teller, answers: list[Answer]) -> Response:
@@ -207,75 +223,10 @@ class _Server:
         except LayerpackError as reason:
             raise refused(reason) from reason
         finally:
-            _cancel(answers)
+            cancel(answers)
             work.cancel()
             with contextlib.suppress(asyncio.CancelledError, Exception):
                 await work
-
-    async def _stream(self, teller: Teller, answers: list[Answer]) -> AsyncIterator[str]:
-        """Server-sent events. Comment lines (: …) say that it is alive: one line end each."""
-        news: asyncio.Queue[tuple[int, Piece | Exception | None]] = asyncio.Queue()
-
-        async def follow(index: int, answer: Answer) -> None:
-            try:
-                async for piece in answer:
-                    news.put_nowait((index, piece))
-                news.put_nowait((index, None))
-            except Exception as error:  # told to the client
-                news.put_nowait((index, error))
-
-        tasks = [asyncio.create_task(follow(*each)) for each in enumerate(answers)]
-        parts = [Parts(has_tools=teller.asked.has_tools) for _ in answers]
-        begun, called, open_choices = set[int](), set[int](), len(answers)
-        try:
-            yield self._ping(answers)
-            while open_choices:
-                try:
-                    index, piece = await asyncio.wait_for(news.get(), self._settings.ping_s)
-                except (asyncio.TimeoutError, TimeoutError):
-                    yield self._ping(answers)
-                    continue
-                if isinstance(piece, Exception):
-                    yield _event(refused(piece).body)
-                    return
-                if index not in begun:
-                    begun.add(index)
-                    if (first := teller.first(index)) is not None:
-                        yield _event(first)
-                is_last = piece is None
-                said = parts[index].put(piece or "", is_last=is_last)
-                if said.calls:
-                    called.add(index)
-                tokens = piece.tokens if piece is not None and piece.has_logprobs else ()
-                if (new := teller.piece(index, said, tokens)) is not None:
-                    yield _event(new)
-                if is_last:
-                    open_choices -= 1
-                    done = answers[index].wait()
-                    yield _event(teller.last(index, done, called=index in called))
-            if teller.asked.include_usage:
-                yield _event(teller.usage_piece([answer.wait() for answer in answers]))
-            yield "data: [DONE]\n\n"
-        finally:
-            _cancel(answers)
-            for task in tasks:
-                task.cancel()
-
-    def _ping(self, answers: list[Answer]) -> str:
-        place = max(answer.place for answer in answers)
-        if place:
-            return f": ping, number {place} in the queue\n"
-        progress = self._model.progress
-        return f": ping, layer {progress.done + 1} of {progress.total}\n"
-
-
-def _cancel(answers: list[Answer]) -> None:
-    for answer in answers:
-        answer.cancel()
-
-
-def _event(said: dict[str, Any]) -> str:
-    return f"data: {json.dumps(said, ensure_ascii=False)}\n\n"
 
 
 def _model(name: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-FOLDERS = ("cli", "convert", "formats", "libraries", "runtime")
+FOLDERS = ("cli", "convert", "formats", "libraries", "runtime", "serving")
 PIP_OPTIONS = ("--quiet", "--no-deps", "--no-build-isolation", "--no-index")
 
 
