@@ -25,13 +25,12 @@ ON_CPU = OpenOptions(device="cpu")
 SYSTEM = "You answer in few words and never say anything that nobody asked for. " * 2
 
 
-@pytest.mark.parametrize("kv_tokens", [None, 300])
-@pytest.mark.parametrize("name", ["llama", "gemma3"])
+@pytest.mark.parametrize(("name", "count", "kv_tokens"), [("llama", 96, None), ("gemma3", 24, 300)])
 def test_texts_are_those_of_a_request_alone(
-    pack_of: PackOf, name: str, kv_tokens: int | None
+    pack_of: PackOf, name: str, count: int, kv_tokens: int | None
 ) -> None:
     """Some with a draft's trees, some sampled, some with a long beginning in common."""
-    pack, requests = pack_of(name), requests_of(24)
+    pack, requests = pack_of(name), requests_of(count)
     options = replace(ON_CPU, draft=str(pack), kv_tokens=kv_tokens)
     wanted = alone(pack, options, requests)
     chance, answers = random.Random(1), dict[int, Answer]()
