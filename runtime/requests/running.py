@@ -19,10 +19,7 @@ from layerpack.runtime.trace.steps import Pass
 
 
 class Running:
-    """One sequence. `most` is the length at which it ends, prompt included.
-
-    `on_end` gives back what it has.
-    """
+    """One sequence. `most` is the length at which it ends, prompt included."""
 
     def __init__(
         self,
@@ -35,12 +32,13 @@ class Running:
         tokenizer: Any,
         sequence: RowSequence | PlainSequence,
         proposer: Proposer | None,
-        on_end: Callable[[], object],
     ) -> None:
         self.answer, self.ids, self.sequence = answer, ids, sequence
         self._prompt_tokens, self._most, self._ends = len(ids), most, ends
         self._known_before = sequence.num_known
-        self._sampler, self._proposer, self._on_end = sampler, proposer, on_end
+        self._sampler, self._proposer = sampler, proposer
+        self.on_end: Callable[[], object] = lambda: None
+        """Gives back what it has."""
         self._sink = TextSink(tokenizer, answer.options.stop)
         self._tokens: list[Token] = []
         self._tree = Tree()
@@ -122,7 +120,7 @@ class Running:
 
     def end(self, peak_vram_bytes: int) -> None:
         """Give back what it has, and the answer; "interrupted" if it has not ended by itself."""
-        self._on_end()
+        self.on_end()
         ran = self._prompt_tokens - self._known_before
         decode_passes, num_proposed = count_proposed(self._passes, ran)
         if self._finish is None and not self.answer.is_over:
@@ -168,5 +166,5 @@ class Running:
 
     def fail(self, error: Exception) -> None:
         """Give back what it has; the answer ends in `error`."""
-        self._on_end()
+        self.on_end()
         self.answer.end(error)

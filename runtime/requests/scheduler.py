@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -21,6 +21,7 @@ from layerpack.formats.errors import LayerpackError
 from layerpack.runtime.core.device_errors import device_failed, is_device_error, out_of_memory
 from layerpack.runtime.core.patience import CancelledError, Patience
 from layerpack.runtime.engine.pool import Pool, common
+from layerpack.runtime.engine.proposers import Proposer
 from layerpack.runtime.engine.sampling import Sampler
 from layerpack.runtime.engine.sequence import PlainSequence, RowSequence
 from layerpack.runtime.engine.step import step
@@ -129,21 +130,29 @@ class Scheduler:
         return False
 
     def _begin(self, waiting: Waiting) -> bool:
+        """Let it in, if it fits; what it has then goes with it, or with an error here."""
         if not self._running and self._model.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._model.device)
-        stack, sequence, proposer = ExitStack(), None, None
+        with ExitStack() as taken:
+            running = self._let_in_to(taken, waiting)
+            if running is None:
+                return False
+            running.on_end = taken.pop_all().close
+        self._running.append(running)
+        return True
+
+    def _let_in_to(self, stack: ExitStack, waiting: Waiting) -> Running | None:
         if self._pool is None:
             opened = PlainSequence.opened(
                 self._model.network, max_tokens=waiting.most, patience=self._patience
             )
             plain = stack.enter_context(opened)
-            self._running.append(self._running_of(waiting, plain, None, stack.close))
-            return True
+            return self._running_of(waiting, plain, None, Sampler(waiting.answer.options))
         if not self._running:
             self._pool.reserve(waiting.most + waiting.nodes)
         sequence = self._pool.open(waiting.ids, waiting.most)
         if sequence is None:
-            return False
+            return None
         stack.callback(self._pool.close, sequence)
         if self._alone:
             stack.enter_context(sequence.alone())
@@ -151,16 +160,14 @@ class Scheduler:
         sampler = Sampler(waiting.answer.options)
         proposer = self._proposing.begin(stack, waiting.answer.options, sampler, waiting.most)
         self.counts.cached_tokens += sequence.num_known
-        self._running.append(self._running_of(waiting, sequence, proposer, stack.close, sampler))
-        return True
+        return self._running_of(waiting, sequence, proposer, sampler)
 
     def _running_of(
         self,
         waiting: Waiting,
         sequence: RowSequence | PlainSequence,
-        proposer: Any,
-        on_end: Callable[[], object],
-        sampler: Sampler | None = None,
+        proposer: Proposer | None,
+        sampler: Sampler,
     ) -> Running:
         waiting.answer.place, waiting.answer.has_begun = 0, True
         self.counts.prompt_tokens += len(waiting.ids)
@@ -169,11 +176,10 @@ class Scheduler:
             ids=waiting.ids,
             most=waiting.most,
             ends=_end_ids(self._model.network),
-            sampler=sampler or Sampler(waiting.answer.options),
+            sampler=sampler,
             tokenizer=self._model.need_tokenizer(),
             sequence=sequence,
             proposer=proposer,
-            on_end=on_end,
         )
 
     def _pass(self) -> None:
