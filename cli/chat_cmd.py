@@ -9,8 +9,8 @@ from typing import Any
 import click
 
 from layerpack.cli.options.memory import memory_options
-from layerpack.cli.options.numbers import SEED, FiniteRange
 from layerpack.cli.options.prompt import template_arguments
+from layerpack.cli.options.sampling import sampling_options
 from layerpack.cli.quick_imports import quick_imports
 from layerpack.cli.sign_of_life import sign_of_life
 from layerpack.formats.text import printable
@@ -31,21 +31,7 @@ from layerpack.formats.text import printable
     show_default=True,
     help="The most of an answer.",
 )
-@click.option(
-    "--temperature",
-    type=FiniteRange(0),
-    default=0.0,
-    show_default=True,
-    help="0 always takes the likeliest token.",
-)
-@click.option(
-    "--top-p",
-    type=FiniteRange(0, 1, min_open=True),
-    default=1.0,
-    show_default=True,
-    help="Sample from the likeliest tokens that have this probability together.",
-)
-@click.option("--seed", type=SEED, help="Makes sampling repeatable.")
+@sampling_options
 @click.option(
     "--template-arg",
     "template_arguments",

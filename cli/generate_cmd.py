@@ -10,13 +10,13 @@ from typing import Any
 import click
 
 from layerpack.cli.options.memory import memory_options
-from layerpack.cli.options.numbers import SEED, FiniteRange
 from layerpack.cli.options.prompt import (
     as_utf8,
     read_prompt,
     refuse_second_prompt,
     template_arguments,
 )
+from layerpack.cli.options.sampling import sampling_options
 from layerpack.cli.quick_imports import quick_imports
 from layerpack.cli.sign_of_life import sign_of_life
 from layerpack.formats.text import printable
@@ -47,35 +47,7 @@ from layerpack.formats.text import printable
     show_default=True,
     help="Stop after so many tokens.",
 )
-@click.option(
-    "--temperature",
-    type=FiniteRange(0),
-    default=0.0,
-    show_default=True,
-    help="0 always takes the likeliest token.",
-)
-@click.option(
-    "--top-p",
-    type=FiniteRange(0, 1, min_open=True),
-    default=1.0,
-    show_default=True,
-    help="Sample from the likeliest tokens that have this probability together.",
-)
-@click.option(
-    "--top-k",
-    type=click.IntRange(0),
-    default=0,
-    show_default=True,
-    help="Sample from so many of the likeliest tokens. 0: no limit.",
-)
-@click.option(
-    "--min-p",
-    type=click.FloatRange(0, 1),
-    default=0.0,
-    show_default=True,
-    help="Sample from tokens at least this times as likely as the likeliest.",
-)
-@click.option("--seed", type=SEED, help="Makes sampling repeatable.")
+@sampling_options
 @memory_options
 @click.option(
     "--draft",

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from layerpack.cli.options.memory import limits_of
+from layerpack.cli.options.sampling import sampling_of
 from layerpack.cli.sign_of_life import SignOfLife
 from layerpack.formats.disk import write_whole
 from layerpack.formats.errors import LayerpackError, PromptError
@@ -123,9 +124,7 @@ def run(
     )
     wanted = GenerateOptions(
         max_new_tokens=options["max_new_tokens"],
-        temperature=options["temperature"],
-        top_p=options["top_p"],
-        seed=options["seed"],
+        **sampling_of(options),
         template_arguments=options["template_arguments"],
     )
     with Model.open(Pack.open(path), how) as model:

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from layerpack.cli.options.memory import limits_of
+from layerpack.cli.options.sampling import sampling_of
 from layerpack.cli.sign_of_life import SignOfLife
 from layerpack.formats.errors import PromptError
 from layerpack.formats.pack import Pack
@@ -43,11 +44,7 @@ def run(
         require_intact(path)
     wanted = GenerateOptions(
         max_new_tokens=options["max_new_tokens"],
-        temperature=options["temperature"],
-        top_p=options["top_p"],
-        top_k=options["top_k"],
-        min_p=options["min_p"],
-        seed=options["seed"],
+        **sampling_of(options),
         raw=options["raw"],
         system=options["system"],
         template_arguments=options["template_arguments"],

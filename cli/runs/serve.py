@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -82,6 +83,10 @@ def run(
                 timeout_graceful_shutdown=options["grace_s"],
             )
             host, port = listening.getsockname()[:2]
+            if not ipaddress.ip_address(host).is_loopback and options["api_key"] is None:
+                click.echo(
+                    "note: whoever reaches this port may ask; --api-key keeps others out", err=True
+                )
             shown = f"[{host}]" if ":" in host else host
             server = _Server(config, model, f"http://{shown}:{port}", name)
             server.run(sockets=[listening])

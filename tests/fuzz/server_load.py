@@ -25,46 +25,13 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import openai
-from hypothesis import strategies as st
 from support.models.tiny import make_checkpoint
+from support.runs.bodies import bodies
 from support.runs.requests import slots_taken
 from support.runs.served import Served, post, served
 
 from layerpack.convert.api import convert
 from layerpack.runtime import GenerateOptions
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner),
-    max_leaves=8,
-)
-FIELDS = [
-    "model",
-    "messages",
-    "prompt",
-    "max_tokens",
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "n",
-    "stop",
-    "seed",
-    "logprobs",
-    "top_logprobs",
-    "tools",
-    "tool_choice",
-    "presence_penalty",
-    "logit_bias",
-    "stream_options",
-    "response_format",
-    "chat_template_kwargs",
-    "user",
-    "max_completion_tokens",
-    "best_of",
-    "echo",
-    "suffix",
-]
 
 
 def load(server: Served, *, requests: int, clients: int) -> dict[str, Any]:
@@ -129,14 +96,14 @@ def fuzz(server: Served, seconds: float) -> dict[str, Any]:
     """Bodies of any kind, for so long."""
     import warnings
 
-    bodies = st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=5)
+    strategy = bodies(5)
     statuses: dict[str, int] = {}
     faults: list[str] = []
     end_s = time.monotonic() + seconds
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         while time.monotonic() < end_s:
-            body = bodies.example()
+            body = strategy.example()
             for path in ("/v1/chat/completions", "/v1/completions"):
                 usual = {"messages": [{"role": "user", "content": "a"}], "prompt": "a"}
                 whole = {"max_tokens": 1, **usual, **body}

@@ -19,6 +19,7 @@ from layerpack.cli.main import main
 from layerpack.runtime import GenerateOptions, Model, OpenOptions
 
 PackOf = Callable[..., Path]
+KILLS = int(os.environ.get("LAYERPACK_TEST_KILLS", "2"))
 COMMAND = [sys.executable, "-m", "layerpack.cli.main", "batch"]
 
 
@@ -144,13 +145,15 @@ def test_prompts_a_line_each(pack_of: PackOf, tmp_path: Path) -> None:
 @pytest.mark.skipif(os.name != "posix", reason="kill -9 is POSIX'")
 def test_killed_at_any_moment_it_goes_on(pack_of: PackOf, tmp_path: Path) -> None:
     pack, chance = pack_of("llama"), random.Random(4)
-    asked = [request(f"number {n}", max_tokens=5 + n % 30, temperature=n % 2) for n in range(60)]
+    asked = [
+        request(f"number {n}", max_tokens=5 + n % 30, temperature=n % 2) for n in range(30 * KILLS)
+    ]
     path = write(tmp_path / "requests.jsonl", asked)
     whole, broken = tmp_path / "whole.jsonl", tmp_path / "broken.jsonl"
     assert run(pack, path, "-o", whole) == 0
     arguments = [*COMMAND, str(pack), str(path), "-o", str(broken), "--device", "cpu"]
     kills, sizes = 0, [0]
-    for _ in range(2):
+    for _ in range(KILLS):
         with subprocess.Popen(arguments, stderr=subprocess.DEVNULL) as process:
             while process.poll() is None and (
                 not broken.exists() or broken.stat().st_size <= sizes[-1]
@@ -160,12 +163,12 @@ def test_killed_at_any_moment_it_goes_on(pack_of: PackOf, tmp_path: Path) -> Non
             kills += process.poll() is None
             process.send_signal(signal.SIGKILL)
         sizes.append(broken.stat().st_size)
-    assert kills and len(results(whole)) == 60
+    assert kills and len(results(whole)) == 30 * KILLS
     with open(broken, "ab") as file:
         file.write(b'{"custom_id": "number')  # a line that the power did not last for
     assert run(pack, path, "-o", broken) == 0
     found = results(broken)
-    assert len(found) == 60
+    assert len(found) == 30 * KILLS
     texts = [{one["custom_id"]: text_of(one) for one in each} for each in (found, results(whole))]
     assert texts[0] == texts[1]
 

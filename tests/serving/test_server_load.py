@@ -21,6 +21,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.runs.bodies import bodies
 from support.runs.requests import slots_taken
 from support.runs.served import Served, post, served
 
@@ -113,43 +114,12 @@ def test_many_clients_some_of_whom_leave(pack_of: PackOf) -> None:
         assert threading.active_count() <= before + 1
 
 
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner),
-    max_leaves=6,
-)
-FIELDS = [
-    "model",
-    "messages",
-    "prompt",
-    "max_tokens",
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "n",
-    "stream",
-    "stop",
-    "seed",
-    "logprobs",
-    "top_logprobs",
-    "tools",
-    "tool_choice",
-    "presence_penalty",
-    "logit_bias",
-    "stream_options",
-    "response_format",
-    "chat_template_kwargs",
-    "user",
-]
-
-
 @settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(
     st.sampled_from(["/v1/chat/completions", "/v1/completions"]),
-    st.dictionaries(st.sampled_from(FIELDS), JSON, max_size=4),
+    bodies(4),
     st.booleans(),
 )
 def test_no_body_is_a_fault_of_the_server(
