@@ -19,7 +19,8 @@ import torch
 
 from layerpack.runtime.engine.options import GenerateOptions
 
-_KEPT_POSITIONS = 32
+_GAMMA = 0x9E3779B97F4A7C15 - (1 << 64)
+_FACTORS = (0xBF58476D1CE4E5B9 - (1 << 64), 0x94D049BB133111EB - (1 << 64))
 _LEAST_TEMPERATURE = 1e-30  # logits over less than that are infinite
 
 
@@ -97,7 +98,6 @@ class Sampler:
         self._options = options
         self.seed: int | None = None
         self._filters: list[Any] = []
-        self._drawn: dict[int, torch.Tensor] = {}  # a draft's, and the check's again
         if options.temperature > 0:
             self.seed = secrets.randbelow(1 << 32) if options.seed is None else options.seed
             self._filters = _filters(options)
@@ -112,8 +112,7 @@ class Sampler:
             return scores
         for one in self._filters:
             scores = one(None, scores)
-        noise = [self._noise(position, logits.shape[-1], scores.device) for position in positions]
-        return scores + torch.stack(noise)
+        return scores + self._noise(positions, logits.shape[-1], scores.device)
 
     def chooser(
         self, logits: torch.Tensor, best: Sequence[int], ids: Sequence[int], prompt_tokens: int
@@ -124,19 +123,38 @@ class Sampler:
         """
         return Chooser(self, self._options, logits, best, ids, prompt_tokens)
 
-    def _noise(self, position: int, count: int, device: torch.device) -> torch.Tensor:
-        """`count` values of Gumbel's distribution: the same for every device, and for a while."""
-        found = self._drawn.get(position)
-        if found is None or len(found) != count or found.device != device:
-            found = self._drawn[position] = self._draw(position, count).to(device)
-            if len(self._drawn) > _KEPT_POSITIONS:
-                del self._drawn[min(self._drawn)]
-        return found
+    def _noise(self, positions: Sequence[int], count: int, device: torch.device) -> torch.Tensor:
+        """Gumbel's distribution (positions, count), keyed by seed and position."""
+        key_of = {
+            position: hashlib.blake2b(f"{self.seed} {position}".encode(), digest_size=8).digest()
+            for position in positions
+        }
+        drawn = {
+            position: gumbel(int.from_bytes(key, "little", signed=True), count, device)
+            for position, key in key_of.items()
+        }
+        return torch.stack([drawn[position] for position in positions])
 
-    def _draw(self, position: int, count: int) -> torch.Tensor:
-        key = hashlib.blake2b(f"{self.seed} {position}".encode(), digest_size=8).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(key, "little") >> 1)
-        return -torch.empty(count).exponential_(generator=generator).log_()
+
+def gumbel(key: int, count: int, device: torch.device) -> torch.Tensor:
+    """`count` values of Gumbel's distribution, float32, made on `device` from a 64-bit key.
+
+    Value n is a function of the key and n: SplitMix64's output for its nth state, of which 52 bits
+    make a float64. Source: Steele et al., Fast splittable pseudorandom number generators,
+    https://doi.org/10.1145/2714064.2660195.
+    """
+    state = torch.arange(1, count + 1, dtype=torch.int64, device=device)
+    state.mul_(_GAMMA).add_(key)  # int64 wraps, as the method wants it
+    for shift, factor in ((30, _FACTORS[0]), (27, _FACTORS[1])):
+        state.bitwise_xor_(_shifted(state, shift)).mul_(factor)
+    state.bitwise_xor_(_shifted(state, 31))
+    uniform = _shifted(state, 12).double().add_(0.5).mul_(2.0**-52)  # below 1, exactly
+    return uniform.log_().neg_().log_().neg_().float()
+
+
+def _shifted(state: torch.Tensor, count: int) -> torch.Tensor:
+    """To the right, zeros coming in."""
+    return (state >> count).bitwise_and_((1 << (64 - count)) - 1)
 
 
 def _filters(options: GenerateOptions) -> list[Any]:

@@ -12,7 +12,7 @@ import torch
 from support.runs.rows import one_by_one
 
 from layerpack.runtime.engine.options import GenerateOptions
-from layerpack.runtime.engine.sampling import Sampler, penalised
+from layerpack.runtime.engine.sampling import Sampler, gumbel, penalised
 from layerpack.runtime.model import Model
 from layerpack.runtime.open_options import OpenOptions
 
@@ -99,3 +99,21 @@ def test_log_probabilities_are_the_models_own(pack_of: Callable[..., Path]) -> N
         assert list(token.top) == list(
             zip(best.indices.tolist(), best.values.tolist(), strict=True)
         )
+
+
+def test_noise_is_splitmix64_and_gumbels() -> None:
+    key, mask = -(3**39), (1 << 64) - 1
+
+    def split_mix(number: int) -> float:
+        state = (key + (number + 1) * 0x9E3779B97F4A7C15) & mask
+        state = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 & mask
+        state = (state ^ state >> 27) * 0x94D049BB133111EB & mask
+        uniform = (((state ^ state >> 31) >> 12) + 0.5) / (1 << 52)
+        return -math.log(-math.log(uniform))
+
+    found = gumbel(key, 200_000, torch.device("cpu"))
+    assert found[:500].tolist() == pytest.approx([split_mix(n) for n in range(500)], rel=1e-6)
+    assert float(found.mean()) == pytest.approx(0.5772, abs=0.01)
+    assert float(found.std()) == pytest.approx(math.pi / math.sqrt(6), abs=0.01)
+    other = gumbel(key + 1, 200_000, torch.device("cpu"))
+    assert abs(float(torch.corrcoef(torch.stack([found, other]))[0, 1])) < 0.01
