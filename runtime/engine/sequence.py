@@ -121,7 +121,9 @@ class RowSequence:
         self.is_written = False
         known = len(self.path)
         room = self._rope.room(known)
-        if not known or (room is not None and len(ids) - known > room):
+        # Of a prompt that is under way the rotary embeddings know the length already.
+        too_long = known >= self._prompt_tokens and room is not None and len(ids) - known > room
+        if not known or too_long:
             self.forget()
             self._prompt_tokens = len(ids)
         tokens = ids[len(self.path) :][:most]
@@ -236,8 +238,9 @@ class PlainSequence:
     def advance(self, ids: Sequence[int]) -> tuple[torch.Tensor, bool]:
         """One pass of `extend`: logits of the last token that went in, and whether that is all."""
         self._patience.check()
-        room = self._rope.room(self._known)
-        if not self._known or (room is not None and len(ids) - self._known > room):
+        known, room = self._known, self._rope.room(self._known)
+        too_long = known >= self._prompt_tokens and room is not None and len(ids) - known > room
+        if not known or too_long:
             from layerpack.runtime.kv.reserved import reserved_cache  # late: transformers
 
             most = max(self._max_tokens, len(ids))

@@ -15,6 +15,7 @@ import pytest
 import torch
 from support.runs.requests import alone, requests_of, slots_taken
 
+from layerpack.convert.api import convert
 from layerpack.formats.errors import PromptError, StreamError
 from layerpack.runtime import GenerateOptions, Model, OpenOptions
 from layerpack.runtime.network.row_network import RowNetwork
@@ -164,6 +165,30 @@ def test_closing_ends_all(pack_of: PackOf) -> None:
             answer.wait()
     with pytest.raises(StreamError, match="closed"):
         model.submit("too late")
+
+
+@pytest.mark.parametrize("kind", ["longrope", "dynamic"])
+def test_a_prompt_in_pieces_whose_length_turns_it(
+    checkpoint_of: PackOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """It went in from its beginning again and again."""
+    rope: dict[str, object] = {"rope_type": kind, "rope_theta": 10000.0, "factor": 4.0}
+    shape: dict[str, object] = {"max_position_embeddings": 40}
+    if kind == "longrope":
+        rope |= {"short_factor": [1.0] * 8, "long_factor": [2.0, 3.0, 5.0, 8.0] * 2}
+        rope["original_max_position_embeddings"] = 40
+        shape = {"max_position_embeddings": 160, "original_max_position_embeddings": 40}
+    name = "phi3" if kind == "longrope" else "llama"
+    source = checkpoint_of(name, rope_parameters=rope, **shape)
+    convert(str(source), tmp_path / "pack")
+    how = GenerateOptions(max_new_tokens=12, raw=True)
+    texts = []
+    for most in (2048, 16):
+        monkeypatch.setattr("layerpack.runtime.requests.scheduler.PREFILL_TOKENS", most)
+        with Model.open(tmp_path / "pack", ON_CPU) as model:
+            answers = [model.submit("abcd efgh " * count, how) for count in (6, 3, 7)]
+            texts.append([answer.wait().token_ids for answer in answers])
+    assert texts[0] == texts[1]
 
 
 @contextmanager
