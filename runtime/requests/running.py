@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 
+from layerpack.runtime import generate
 from layerpack.runtime.engine.proposers import Proposer
 from layerpack.runtime.engine.sampling import Sampler, Token
 from layerpack.runtime.engine.sequence import PlainSequence, RowSequence
 from layerpack.runtime.engine.text_sink import TextSink
 from layerpack.runtime.engine.tree import Tree, follow
-from layerpack.runtime.generate import Generation, count_proposed
+from layerpack.runtime.generate import Generation
 from layerpack.runtime.requests.answer import Answer, Piece
 from layerpack.runtime.trace.steps import Pass
 
@@ -122,7 +123,7 @@ class Running:
         """Give back what it has, and the answer; "interrupted" if it has not ended by itself."""
         self.on_end()
         ran = self._prompt_tokens - self._known_before
-        decode_passes, num_proposed = count_proposed(self._passes, ran)
+        decode_passes, num_proposed = generate.count_proposed(self._passes, ran)
         if self._finish is None and not self.answer.is_over:
             self.answer.put(Piece(self._sink.rest()))
         self.answer.end(
