@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from pathlib import Path
 from typing import Any
 
 import click
 
 from layerpack.cli.options.memory import memory_options
+from layerpack.cli.options.requests import default_tokens_option
 from layerpack.cli.quick_imports import quick_imports
 from layerpack.cli.sign_of_life import sign_of_life
 from layerpack.formats.text import printable
@@ -31,13 +31,7 @@ from layerpack.formats.text import printable
     help="The results, appended as answers are whole; what is there is not asked again.",
 )
 @click.option("--system", help="With --prompts: a system message before each.")
-@click.option(
-    "--max-new-tokens",
-    type=click.IntRange(1),
-    default=512,
-    show_default=True,
-    help="The most of an answer whose request does not say.",
-)
+@default_tokens_option
 @click.option(
     "--temperature",
     type=click.FloatRange(0, 100),
@@ -55,7 +49,6 @@ def batch(pack: str, requests: Path | None, **options: Any) -> None:
     Answers share the passes, so a hundred take little longer than one. The same command goes on
     after any break with what is missing.
     """
-    options["began_s"] = time.perf_counter()
     if (requests is None) == (options["prompts"] is None):
         raise click.UsageError("give a file of requests, or --prompts with a text")
     if options["prompts"] is None and (

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from layerpack.cli.options.memory import memory_options
-from layerpack.cli.options.prompt import template_arguments
+from layerpack.cli.options.prompt import template_option
 from layerpack.cli.options.sampling import sampling_options
 from layerpack.cli.quick_imports import quick_imports
 from layerpack.cli.sign_of_life import sign_of_life
@@ -32,14 +32,7 @@ from layerpack.formats.text import printable
     help="The most of an answer.",
 )
 @sampling_options
-@click.option(
-    "--template-arg",
-    "template_arguments",
-    multiple=True,
-    metavar="NAME=VALUE",
-    callback=template_arguments,
-    help="Tell the chat template something, as in enable_thinking=false; may be repeated.",
-)
+@template_option
 @click.option("--draft", metavar="PATH_OR_REPO", help="As for `generate`.")
 @memory_options
 def chat(pack: str, **options: Any) -> None:

@@ -14,7 +14,7 @@ from layerpack.cli.options.prompt import (
     as_utf8,
     read_prompt,
     refuse_second_prompt,
-    template_arguments,
+    template_option,
 )
 from layerpack.cli.options.sampling import sampling_options
 from layerpack.cli.quick_imports import quick_imports
@@ -31,14 +31,7 @@ from layerpack.formats.text import printable
     help="Read the prompt from a file.",
 )
 @click.option("--system", help="System message, put before the prompt.")
-@click.option(
-    "--template-arg",
-    "template_arguments",
-    multiple=True,
-    metavar="NAME=VALUE",
-    callback=template_arguments,
-    help="Tell the chat template something, as in enable_thinking=false; may be repeated.",
-)
+@template_option
 @click.option("--raw", is_flag=True, help="Send the prompt as it is, without chat template.")
 @click.option(
     "--max-new-tokens",

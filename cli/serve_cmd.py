@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from layerpack.cli.options.memory import memory_options
+from layerpack.cli.options.requests import default_tokens_option
 from layerpack.cli.quick_imports import quick_imports
 from layerpack.cli.sign_of_life import sign_of_life
 from layerpack.formats.text import printable
@@ -39,13 +40,7 @@ from layerpack.formats.text import printable
     metavar="ORIGIN",
     help="Let pages from there ask, too; may be repeated.",
 )
-@click.option(
-    "--max-new-tokens",
-    type=click.IntRange(1),
-    default=512,
-    show_default=True,
-    help="The most of an answer whose request does not say.",
-)
+@default_tokens_option
 @click.option(
     "--max-waiting",
     type=click.IntRange(1),

@@ -237,7 +237,9 @@ def _ask(
 ) -> tuple[Line, Teller, list[Answer]]:
     if line.problem is not None:
         raise line.problem
-    seed = int.from_bytes(hashlib.blake2b(str(line.custom_id).encode(), digest_size=4).digest())
+    seed = int.from_bytes(
+        hashlib.blake2b(str(line.custom_id).encode(), digest_size=4).digest(), "big"
+    )
     asked: Asked = asked_of(line.url, line.body, default_tokens=default_tokens, seed=seed)
     if asked.stream:
         raise RequestError("stream: a batch gives whole answers", param="stream")

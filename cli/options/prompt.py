@@ -119,3 +119,13 @@ def _is_piped(wait_s: float) -> bool:
         return bool(ready) and os.read(descriptor, 1) != b""
     except (OSError, ValueError):
         return False
+
+
+template_option = click.option(
+    "--template-arg",
+    "template_arguments",
+    multiple=True,
+    metavar="NAME=VALUE",
+    callback=template_arguments,
+    help="Tell the chat template something, as in enable_thinking=false; may be repeated.",
+)

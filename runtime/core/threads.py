@@ -52,15 +52,6 @@ class Job(Generic[T]):
             self.over = True
             self._done.put(None)
 
-    def refuse(self, error: Exception) -> None:
-        """End it with `error` instead of doing the work."""
-
-        def fail() -> T:
-            raise error
-
-        self._work = fail
-        self.run()
-
     def cancel(self) -> None:
         """Ask the work to end. Waits not."""
         self.cancelled.set()
@@ -129,12 +120,6 @@ class Worker:
     def call(self, work: Callable[[], T]) -> T:
         """Do it, after what was queued before; waits. Raises what it raises."""
         return self.submit(work).result()
-
-    def refuse_waiting(self, error: Exception) -> None:
-        """What is queued and has not begun ends in `error`."""
-        with contextlib.suppress(Empty):
-            while (job := self._jobs.get_nowait()) is not None:
-                job.refuse(error)
 
     def close(self) -> None:
         """End the thread; waits for what is queued. Raises StalledError if it is stuck."""

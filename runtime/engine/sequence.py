@@ -7,7 +7,7 @@ import time
 from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -21,23 +21,6 @@ from layerpack.runtime.plan.needs import PREFILL_TOKENS
 from layerpack.runtime.trace.steps import Steps
 
 _NOTHING = Tree()
-
-
-class AnySequence(Protocol):
-    """What a generation extends."""
-
-    def room(self, num_tokens: int) -> int | None:
-        """How many tokens may be tried behind `num_tokens` in one pass; None: any number."""
-
-    def extend(self, ids: Sequence[int], tree: Tree = _NOTHING) -> torch.Tensor:
-        """Run the tokens of the whole sequence `ids` that the cache lacks, and the tree's nodes.
-
-        Returns the logits (1 + nodes, vocabulary) of the last token and of each node. Raises
-        StreamError, CancelledError.
-        """
-
-    def keep(self, places: Sequence[int]) -> None:
-        """Of the nodes tried last these, one after the other, belong to the sequence."""
 
 
 class RowSequence:
@@ -99,11 +82,15 @@ class RowSequence:
         return len(self.path)
 
     def room(self, num_tokens: int) -> int | None:
-        """See `AnySequence`."""
+        """How many tokens may be tried behind `num_tokens` in one pass; None: any number."""
         return self._rope.room(num_tokens)
 
     def extend(self, ids: Sequence[int], tree: Tree = _NOTHING) -> torch.Tensor:
-        """See `AnySequence`."""
+        """Run the tokens of the whole sequence `ids` that the cache lacks, and the tree's nodes.
+
+        Returns the logits (1 + nodes, vocabulary) of the last token and of each node. Raises
+        StreamError, CancelledError.
+        """
         while True:
             part, is_last = self.part(ids, tree, PREFILL_TOKENS)
             logits = self._pass(part)
@@ -151,7 +138,7 @@ class RowSequence:
         return self._pass(self._part((), tokens, parents))
 
     def keep(self, places: Sequence[int]) -> None:
-        """See `AnySequence`."""
+        """Of the nodes tried last these, one after the other, belong to the sequence."""
         kept = [self._tails[place][-1] for place in places]
         left = {tail[-1] for tail in self._tails} - set(kept)
         self._kv.give(sorted(left, reverse=True))
@@ -215,7 +202,7 @@ class PlainSequence:
                 sequence._cache = None
 
     def room(self, num_tokens: int) -> int | None:
-        """See `AnySequence`; nothing is ever tried."""
+        """Nothing is ever tried."""
         return 0
 
     @property
@@ -224,7 +211,7 @@ class PlainSequence:
         return self._known
 
     def extend(self, ids: Sequence[int], tree: Tree = _NOTHING) -> torch.Tensor:
-        """See `AnySequence`; the tree is empty."""
+        """See `RowSequence.extend`; the tree is empty."""
         while True:
             begin_s, known = time.perf_counter(), self._known
             logits, is_last = self.advance(ids)

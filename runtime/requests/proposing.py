@@ -44,29 +44,22 @@ class Proposing:
         free_rows: int,
         rows_are_free: bool,
     ) -> None:
-        self._draft, self._free_rows, self._rows_are_free = draft, free_rows, rows_are_free
+        self._free_rows, self._rows_are_free = free_rows, rows_are_free
         self._pool: Pool | None = None
         if draft is not None:
             self._pool = Pool(draft.rows, share=False, patience=patience)
 
     def begin(
-        self, stack: ExitStack, options: GenerateOptions, sampler: Sampler, most: int
+        self, stack: ExitStack, options: GenerateOptions, sampler: Sampler, *, most: int, nodes: int
     ) -> Proposer | None:
-        """Who proposes to a request of at most `most` tokens; goes with `stack`."""
+        """Who proposes `nodes` to a request of at most `most` tokens; goes with `stack`."""
         lookup = options.lookup_tokens(rows_are_free=self._rows_are_free)
-        nodes = nodes_of(
-            options,
-            drafts=self._draft is not None,
-            free_rows=self._free_rows,
-            rows_are_free=self._rows_are_free,
-        )
         proposer: Proposer | None = None
         if self._pool is not None and nodes > lookup:
             shape = shape_of(nodes - lookup)
             tried = shape.levels * shape.beams
             self._pool.reserve(most + tried)
-            ids: list[int] = []
-            sequence = self._pool.open(ids, most + tried)
+            sequence = self._pool.open((), most + tried)
             if sequence is not None:
                 stack.callback(self._pool.close, sequence)
                 pace = Pace() if options.draft_tokens is None else None

@@ -117,17 +117,14 @@ class Scheduler:
 
     def _is_worth_waiting(self, waiting: Waiting) -> bool:
         """Whether somebody is about to compute much of its beginning."""
-        assert self._pool is not None or self._alone
         if self._pool is None or not self._pool.shares:
             return False
-        known = self._pool.num_shared(waiting.ids)
-        for running in self._running:
-            if running.is_decoding:
-                continue
-            alike = common(waiting.ids, running.ids, len(running.ids) - 1)
-            if alike >= known + _WORTH_WAITING_TOKENS:
-                return True
-        return False
+        enough = self._pool.num_shared(waiting.ids) + _WORTH_WAITING_TOKENS
+        return any(
+            not running.is_decoding
+            and common(waiting.ids, running.ids, len(running.ids) - 1) >= enough
+            for running in self._running
+        )
 
     def _begin(self, waiting: Waiting) -> bool:
         """Let it in, if it fits; what it has then goes with it, or with an error here."""
@@ -158,7 +155,9 @@ class Scheduler:
             stack.enter_context(sequence.alone())
         assert self._proposing is not None
         sampler = Sampler(waiting.answer.options)
-        proposer = self._proposing.begin(stack, waiting.answer.options, sampler, waiting.most)
+        proposer = self._proposing.begin(
+            stack, waiting.answer.options, sampler, most=waiting.most, nodes=waiting.nodes
+        )
         self.counts.cached_tokens += sequence.num_known
         return self._running_of(waiting, sequence, proposer, sampler)
 
