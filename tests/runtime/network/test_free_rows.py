@@ -46,14 +46,16 @@ def test_rows_that_cost_most_of_a_pass_are_not_free() -> None:
     assert found == min(COUNTS)
 
 
-def test_means_that_depend_on_the_number_of_rows_are_found_out() -> None:
-    """A device that sums few rows up in another order, as CUDA does."""
+@pytest.mark.parametrize("seldom", [False, True], ids=["most rows", "a row in a hundred"])
+def test_means_that_depend_on_the_number_of_rows_are_found_out(*, seldom: bool) -> None:
+    """A device that sums few rows up in another order, as CUDA does; few bits tell."""
     usual = torch.Tensor.mean
 
     def mean(rows: torch.Tensor, dim: int) -> torch.Tensor:
         if rows.shape[0] >= 16:
             return usual(rows, dim)
-        return (usual(rows[:, ::2], dim) + usual(rows[:, 1::2], dim)) / 2
+        other = (usual(rows[:, ::2], dim) + usual(rows[:, 1::2], dim)) / 2
+        return torch.where(rows[:, 0] > 6.6, other, usual(rows, dim)) if seldom else other
 
     module._least.cache_clear()
     try:
