@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.runs.faults import nothing_left
+from support.runs.faults import break_lane, fail, nothing_left
 
 from layerpack.formats.errors import StreamError
 from layerpack.formats.read import BufferedReader
@@ -34,36 +34,12 @@ from layerpack.runtime.stream.ring import ReadRing
 PackOf = Callable[..., Path]
 CPU = torch.device("cpu")
 FROM_DISK = OpenOptions(device="cpu", limits=Limits(host_slices=0), direct=False, watchdog_s=2.0)
-WORDS = "CUDA error: unspecified launch failure\nCompile with `TORCH_USE_CUDA_DSA` to enable"
 LINE = r"^the device failed {} \(CUDA error: unspecified launch failure\); start .* \(dmesg\)$"
-LANE_CALLS = ("begin_copy", "copy", "end_copy", "fence", "wait_ready", "mark_free", "drain")
-
-
-def fail(*_: object, **__: object) -> Any:
-    """What torch raises from whichever call comes first, and from every one after it."""
-    raise torch.AcceleratorError(WORDS)
 
 
 @pytest.fixture
 def pack(pack_of: PackOf) -> Path:
     return pack_of("llama")
-
-
-def break_lane(monkeypatch: pytest.MonkeyPatch, call: str, after: int) -> None:
-    """Let `call` fail once it was made `after` times, and each call of the lane from then on."""
-    state = {"left": after, "failed": False}
-
-    def breaking(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapped(*arguments: Any) -> Any:
-            if name == call:
-                state["left"] -= 1
-                state["failed"] |= state["left"] < 0
-            return fail() if state["failed"] else real(*arguments)
-
-        return wrapped
-
-    for name in LANE_CALLS:
-        monkeypatch.setattr(HostLane, name, breaking(name, getattr(HostLane, name)))
 
 
 @pytest.mark.parametrize("after", [0, 9])

@@ -15,8 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+
+from layerpack.runtime.stream.lane import HostLane
 
 PREFIX = "layerpack-"
+WORDS = "CUDA error: unspecified launch failure\nCompile with `TORCH_USE_CUDA_DSA` to enable"
+LANE_CALLS = ("begin_copy", "copy", "end_copy", "fence", "wait_ready", "mark_free", "drain")
 
 
 class Disk:
@@ -54,6 +59,28 @@ class Disk:
             return max(0, self._real(descriptor, buffers, offset) - 4097)
         time.sleep(1)
         return self._real(descriptor, buffers, offset)
+
+
+def fail(*_: object, **__: object) -> Any:
+    """What torch raises from whichever call comes first, and from every one after it."""
+    raise torch.AcceleratorError(WORDS)
+
+
+def break_lane(monkeypatch: pytest.MonkeyPatch, call: str, after: int) -> None:
+    """Let `call` fail once it was made `after` times, and each call of the lane from then on."""
+    state = {"left": after, "failed": False}
+
+    def breaking(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*arguments: Any) -> Any:
+            if name == call:
+                state["left"] -= 1
+                state["failed"] |= state["left"] < 0
+            return fail() if state["failed"] else real(*arguments)
+
+        return wrapped
+
+    for name in LANE_CALLS:
+        monkeypatch.setattr(HostLane, name, breaking(name, getattr(HostLane, name)))
 
 
 def after_interrupt(function: Callable[..., Any]) -> Callable[..., Any]:

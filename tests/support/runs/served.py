@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ import uvicorn
 
 from layerpack.runtime import Model, OpenOptions
 from layerpack.serving.app import Settings, create_app
+
+ON_CPU = OpenOptions(device="cpu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +30,11 @@ class Served:
 
 
 @contextmanager
-def served(pack: Path, *, kv_tokens: int = 3000, **settings: Any) -> Iterator[Served]:
+def served(
+    pack: Path, *, kv_tokens: int = 3000, opened: OpenOptions = ON_CPU, **settings: Any
+) -> Iterator[Served]:
     """Serve the pack for the length of the block."""
-    how = OpenOptions(device="cpu", context_tokens=1500, kv_tokens=kv_tokens)
+    how = replace(opened, context_tokens=1500, kv_tokens=kv_tokens)
     with Model.open(pack, how) as model, socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         app = create_app(model, Settings(**({"names": ("tiny", "random/tiny")} | settings)))
