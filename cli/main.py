@@ -24,12 +24,14 @@ _COMMANDS = {
     "chat": "Talk with a pack in the terminal.",
     "serve": "Serve a pack over HTTP, as OpenAI's API.",
     "batch": "Answer a file of requests, many on each pass.",
+    "eval": "Measure what a pack's text is worth: perplexity, divergence.",
     "inspect": "Show what is in a pack.",
     "verify": "Re-read a pack and check every digest.",
     "plan": "Show where the layers of a pack would live on this machine.",
     "bench": "Time ways of streaming a pack on this machine.",
     "unpack": "Expand a compressed pack to a plain one.",
 }
+_ROOM = "layerpack.cli.commands"
 FAILED, INTERRUPTED = 1, 130
 
 
@@ -41,14 +43,14 @@ class _LazyGroup(click.Group):
         return [
             name
             for name in _COMMANDS
-            if importlib.util.find_spec(f"layerpack.cli.{name}_cmd") is not None
+            if importlib.util.find_spec(f"{_ROOM}.{name}_cmd") is not None
         ]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command, imported now."""
         if cmd_name not in self.list_commands(ctx):
             return None
-        module = importlib.import_module(f"layerpack.cli.{cmd_name}_cmd")
+        module = importlib.import_module(f"{_ROOM}.{cmd_name}_cmd")
         command: click.Command = getattr(module, cmd_name)
         return command
 

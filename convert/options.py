@@ -9,8 +9,9 @@ DEFAULT_BLOCK_SIZE = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConvertOptions:
-    """`block_size` and `double_quant` None: 64 and on, or what an NF4 source has already.
+    """`nf4` False leaves all weights in 16 bits.
 
+    `block_size` and `double_quant` None: 64 and on, or what an NF4 source has already.
     `nf4_head` quantises lm_head, too. `device` (auto, cpu, cuda …) is where weights are quantised;
     the bytes do not depend on it. `force` replaces what stands under the target's name and starts
     over where an unfinished conversion does not fit. `zstd_level` (1 to 22) compresses the pack.
@@ -18,6 +19,7 @@ class ConvertOptions:
     leave out if the model has no place for them.
     """
 
+    nf4: bool = True
     block_size: int | None = None
     double_quant: bool | None = None
     nf4_head: bool = False

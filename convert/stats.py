@@ -57,7 +57,8 @@ def blob_errors(
     path = Path(name).expanduser()
     if not path.exists():
         raise SourceError(f"{name}: not on this machine; name the checkpoint with --source")
-    options = ConvertOptions(nf4_head=pack.manifest.quantization.head)
+    how = pack.manifest.quantization
+    options = ConvertOptions(nf4=how is not None, nf4_head=how is not None and how.head)
     with open_source(name, options, scratch=path) as opened:
         plan = plan_source(opened, options)
         _check_same(pack, plan, name)

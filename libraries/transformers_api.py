@@ -142,6 +142,15 @@ def forward_arguments(network: Any, cache: Any, logits: int) -> dict[str, Any]:
     return arguments
 
 
+def whole_arguments(network: Any, logits: int) -> dict[str, Any]:
+    """Arguments of a forward over whole sequences, for the last `logits` rows of each."""
+    known = inspect.signature(type(network).forward).parameters
+    arguments: dict[str, Any] = {"use_cache": False} if "use_cache" in known else {}
+    if "logits_to_keep" in known:
+        arguments["logits_to_keep"] = logits
+    return arguments
+
+
 def takes_attention_functions(network: Any) -> bool:
     """Whether its layers call attention through transformers' AttentionInterface."""
     return bool(getattr(network, "_supports_attention_backend", False))

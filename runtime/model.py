@@ -9,13 +9,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from layerpack.formats.errors import StreamError
 from layerpack.formats.pack import Pack
+from layerpack.runtime.core.device_errors import device_errors, out_of_memory
 from layerpack.runtime.core.patience import Patience
 from layerpack.runtime.core.progress import PassProgress
 from layerpack.runtime.core.threads import Worker
 from layerpack.runtime.engine.draft import Draft
 from layerpack.runtime.engine.options import GenerateOptions
+from layerpack.runtime.engine.step import whole_step
 from layerpack.runtime.generate import Generation
 from layerpack.runtime.machine.machine import Machine
 from layerpack.runtime.network.row_network import RowNetwork
@@ -210,6 +214,24 @@ class Model:
             answer.ended(self._patience.watchdog_s)
             raise
         answer.wait()
+
+    def logits(self, ids: torch.Tensor, last: int) -> torch.Tensor:
+        """One pass of transformers' own forward over whole sequences, for who judges a model.
+
+        `ids`: int64 (sequences, tokens). Returns the logits (sequences, last, vocabulary) of the
+        last tokens of each, in the model's dtype, on its device. Ctrl-C ends the pass. Raises
+        StreamError.
+        """
+        self._require_open()
+
+        @device_errors("in a pass")
+        def run() -> torch.Tensor:
+            try:
+                return whole_step(self._model.network, ids, last)
+            except torch.OutOfMemoryError as error:
+                raise out_of_memory(error) from error
+
+        return self._worker.call(run)
 
     @property
     def counts(self) -> Counts:

@@ -233,7 +233,8 @@ def _free_rows(product: Product, pack: Pack, device: torch.device, plan: Plan) -
 
 def _shapes(pack: Pack) -> list[tuple[int, int]]:
     """Of the weights (out, in) that a pass multiplies with."""
-    found = {state.shape for blob in pack.manifest.blobs for state in blob.nf4.values()}
+    found = {shape for blob in pack.manifest.layers for shape in blob.matrices}
+    found |= {(state.shape[0], state.shape[1]) for state in pack.manifest.head.nf4.values()}
     _, head, num_rows = head_weight(pack)
     return [(shape[0], shape[1]) for shape in found] + [(num_rows, head.shape[-1])]
 

@@ -14,6 +14,7 @@ def pack_document(
     """A pack, whether it is there or only planned. Every blob is listed; tensors on request."""
     model, source, moved = manifest.model, manifest.source, pass_bytes(manifest)
     num_parameters = sum(blob.num_parameters for blob in manifest.blobs)
+    how = manifest.quantization
     return {
         "producer": manifest.producer,
         "model": {
@@ -30,11 +31,12 @@ def pack_document(
             "num_files": len(source.files),
             "total_bytes": sum(file.file_bytes for file in source.files),
         },
-        "quantization": {
+        "quantization": how
+        and {
             "type": "nf4",
-            "block_size": manifest.quantization.block_size,
-            "double_quant": manifest.quantization.double_quant,
-            "head": manifest.quantization.head,
+            "block_size": how.block_size,
+            "double_quant": how.double_quant,
+            "head": how.head,
         },
         "compression": _compression_fields(manifest),
         "blobs": [_blob_fields(blob, tensors) for blob in manifest.blobs],

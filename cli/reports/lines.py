@@ -42,12 +42,12 @@ def facts_lines(title: str, manifest: Manifest) -> Iterator[str]:
         f"({bits:.2f} bits each)"
     )
     yield f"source        {source_line(manifest.source)}"
-    nested = "double quantisation" if how.double_quant else "scales in float32"
-    head = "the embedding (tied)" if model.tied else "NF4" if how.head else model.dtype
-    yield printable(
-        f"quantisation  NF4 in blocks of {how.block_size}, {nested}; the rest in {model.dtype}, "
-        f"lm_head: {head}"
-    )
+    head = "the embedding (tied)" if model.tied else "NF4" if how and how.head else model.dtype
+    stored = f"none; all of it in {model.dtype}"
+    if how is not None:
+        nested = "double quantisation" if how.double_quant else "scales in float32"
+        stored = f"NF4 in blocks of {how.block_size}, {nested}; the rest in {model.dtype}"
+    yield printable(f"quantisation  {stored}, lm_head: {head}")
     if (used := manifest.compression) is not None:
         yield printable(
             f"compression   zstd {used.library} at level {used.level}: "

@@ -38,16 +38,17 @@ def config_json(plan: ConversionPlan) -> bytes:
     config.setdefault("architectures", [plan.structure.architecture])
     # transformers before 5 reads torch_dtype, later ones read both.
     config["torch_dtype"] = dtype
-    config["quantization_config"] = {
-        "quant_method": "bitsandbytes",
-        "load_in_4bit": True,
-        "load_in_8bit": False,
-        "bnb_4bit_quant_type": "nf4",
-        "bnb_4bit_compute_dtype": dtype,
-        "bnb_4bit_quant_storage": "uint8",
-        "bnb_4bit_use_double_quant": plan.quantization.double_quant,
-        **_skipped(plan),
-    }
+    if (how := plan.quantization) is not None:
+        config["quantization_config"] = {
+            "quant_method": "bitsandbytes",
+            "load_in_4bit": True,
+            "load_in_8bit": False,
+            "bnb_4bit_quant_type": "nf4",
+            "bnb_4bit_compute_dtype": dtype,
+            "bnb_4bit_quant_storage": "uint8",
+            "bnb_4bit_use_double_quant": how.double_quant,
+            **_skipped(plan),
+        }
     return dump_json(config)
 
 

@@ -32,6 +32,7 @@ def run_fingerprint(plan: ConversionPlan, source: Source) -> str:
 
     But for the source's name as the user gave it, which is in the manifest alone.
     """
+    how = plan.quantization
     return fingerprint(
         {
             "format": FORMAT_VERSION,
@@ -43,11 +44,7 @@ def run_fingerprint(plan: ConversionPlan, source: Source) -> str:
                 for file in source.files
             ],
             "config": read_config(source.config_dir),
-            "quantization": [
-                plan.quantization.block_size,
-                plan.quantization.double_quant,
-                plan.quantization.head,
-            ],
+            "quantization": how and [how.block_size, how.double_quant, how.head],
             "compression": plan.compression and [plan.compression.level, plan.compression.library],
             "blobs": [
                 [blob.file, blob.layout.file_bytes, [item.source for item in blob.items]]

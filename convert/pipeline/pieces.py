@@ -36,10 +36,12 @@ class PieceMaker:
     """Makes pieces of items, in any number of threads. Holds no tensor between two calls."""
 
     def __init__(
-        self, source: Source, storage: Storage, *, block_size: int, device: torch.device
+        self, source: Source, storage: Storage, *, block_size: int | None, device: torch.device
     ) -> None:
         self._source, self._weights = source, WeightReader(source, storage, device=device)
-        self._encoder = BlockEncoder(block_size=block_size, device=device)
+        self._encoder: BlockEncoder | None = None
+        if block_size is not None:
+            self._encoder = BlockEncoder(block_size=block_size, device=device)
 
     def cuts(self, item: Item) -> Iterator[Cut]:
         """What to make pieces of, in file order. Touches no file."""
@@ -66,6 +68,7 @@ class PieceMaker:
             self._check_same(cut, item.same_as, tensor)
         absmax = None
         if item.action is Action.QUANTISE:
+            assert self._encoder is not None
             codes, absmax = self._encoder.encode(tensor.reshape(-1))
             data, is_finite = raw_bytes(codes), all_finite(absmax)
         else:

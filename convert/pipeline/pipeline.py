@@ -57,7 +57,8 @@ def run_pipeline(
     since last time, from any thread. Raises the first error of any stage, as it is.
     """
     uses = [blob.source_files for blob in blobs]
-    maker = PieceMaker(source, plan.storage, block_size=plan.quantization.block_size, device=device)
+    block_size = None if plan.quantization is None else plan.quantization.block_size
+    maker = PieceMaker(source, plan.storage, block_size=block_size, device=device)
     level = None if plan.compression is None else plan.compression.level
     with one_torch_thread(), Crew() as crew:
         ready: Channel[Piece] = Channel(crew, _PIECES_AHEAD)

@@ -76,7 +76,7 @@ class ConversionPlan:
 
     structure: Structure
     storage: Storage
-    quantization: Quantization
+    quantization: Quantization | None
     blobs: tuple[BlobPlan, ...]
     write_order: tuple[int, ...]
     compression: Compression | None = None

@@ -96,6 +96,11 @@ class _Planner:
             copy = {structure.embedding: self._tied_copy}
             check_shapes(structure, self._found | copy, shapes, where)
         self._block_size, self._double_quant = self._quantisation(options)
+        self._nf4 = options.nf4
+        if self._kept and not self._nf4:
+            raise UnsupportedError(
+                f"{where}: already NF4; 16 bits can be had of the 16-bit checkpoint alone"
+            )
         self._head = options.nf4_head or structure.head in self._kept
         if options.nf4_head and structure.tied:
             raise UnsupportedError(
@@ -103,7 +108,9 @@ class _Planner:
                 "leave out --head nf4"
             )
 
-    def quantization(self) -> Quantization:
+    def quantization(self) -> Quantization | None:
+        if not self._nf4:
+            return None
         return Quantization(
             block_size=self._block_size, double_quant=self._double_quant, head=self._head
         )
@@ -163,7 +170,7 @@ class _Planner:
         return replace(item, source_bytes=source_bytes)
 
     def _to_quantise(self, parameter: Parameter) -> bool:
-        if not parameter.linear or parameter in self._structure.before:
+        if not self._nf4 or not parameter.linear or parameter in self._structure.before:
             return False
         if parameter.name == self._structure.head:
             return self._head

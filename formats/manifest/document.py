@@ -20,6 +20,7 @@ from layerpack.formats.manifest.facts import (
     Blob,
     FileEntry,
     Manifest,
+    Quantization,
 )
 from layerpack.formats.manifest.fields import ManifestReader
 from layerpack.formats.manifest.rules import manifest_problems
@@ -55,19 +56,25 @@ def dump_manifest(manifest: Manifest) -> bytes:
             "head": manifest.model.head,
             "num_parameters": manifest.model.num_parameters,
         },
-        "quantization": {
-            "type": "nf4",
-            "block_size": manifest.quantization.block_size,
-            "double_quant": manifest.quantization.double_quant,
-            "nested_block_size": NESTED_BLOCK_SIZE,
-            "head": manifest.quantization.head,
-        },
+        "quantization": _quantization_fields(manifest.quantization),
         **_compression_fields(manifest),
         "files": [_file_fields(file) for file in manifest.files],
         "blobs": [_blob_fields(blob) for blob in manifest.blobs],
     }
     digest = bytes_digest(dump_json(opening | rest))
     return dump_json(opening | {"digest": digest} | rest)
+
+
+def _quantization_fields(how: Quantization | None) -> dict[str, Any]:
+    if how is None:
+        return {"type": "none"}
+    return {
+        "type": "nf4",
+        "block_size": how.block_size,
+        "double_quant": how.double_quant,
+        "nested_block_size": NESTED_BLOCK_SIZE,
+        "head": how.head,
+    }
 
 
 def _compression_fields(manifest: Manifest) -> dict[str, Any]:

@@ -135,6 +135,17 @@ class Blob:
         """Names of the tensors that belong to a quantised weight: absmax, maps, state."""
         return frozenset(name + suffix for name in self.nf4 for suffix in SUFFIXES)
 
+    @functools.cached_property
+    def matrices(self) -> tuple[tuple[int, int], ...]:
+        """Shapes of the weights that are matrices, (out, in), in NF4 or not."""
+        plain = [
+            entry.shape
+            for entry in self.tensors
+            if entry.name not in self.nf4 and entry.name not in self.constants
+        ]
+        shapes = [*(state.shape for state in self.nf4.values()), *plain]
+        return tuple((shape[0], shape[1]) for shape in shapes if len(shape) == 2)
+
     @property
     def num_parameters(self) -> int:
         """Weights in the blob, quantised or not; quantisation constants are not counted."""
@@ -157,13 +168,13 @@ class Manifest:
     """All of `layerpack.json`. `blobs` are in the order of use: embedding, layers, head.
 
     `files` are all the others that belong to the pack, this one left out. `compression` is None
-    for a plain pack.
+    for a plain pack, `quantization` for one whose weights all have 16 bits.
     """
 
     producer: str
     source: SourceRecord
     model: Model
-    quantization: Quantization
+    quantization: Quantization | None
     blobs: tuple[Blob, ...]
     files: tuple[FileEntry, ...] = ()
     compression: Compression | None = None

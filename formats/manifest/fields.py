@@ -89,8 +89,10 @@ class ManifestReader:
             num_parameters=self.take(fields, "num_parameters", is_size, "model.", 0),
         )
 
-    def quantization(self, fields: Any) -> Quantization:
+    def quantization(self, fields: Any) -> Quantization | None:
         where = "quantization."
+        if isinstance(fields, dict) and fields.get("type") == "none":
+            return None
         self.take(fields, "type", lambda value: value == "nf4", where, "")
         self.take(fields, "nested_block_size", lambda v: v == NESTED_BLOCK_SIZE, where, 0)
         return Quantization(

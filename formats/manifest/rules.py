@@ -31,8 +31,9 @@ def manifest_problems(manifest: Manifest) -> list[str]:
     names = [entry.name for blob in manifest.blobs for entry in blob.tensors]
     problems += [f"{file} is listed twice" for file in _repeated(files)]
     problems += [f"tensor {name} is listed twice" for name in _repeated(names)]
-    if manifest.quantization.block_size not in nf4.BLOCK_SIZES:
-        problems.append(f"block size {manifest.quantization.block_size} is not supported")
+    how = manifest.quantization
+    if how is not None and how.block_size not in nf4.BLOCK_SIZES:
+        problems.append(f"block size {how.block_size} is not supported")
     if manifest.model.dtype not in _LOAD_DTYPES:
         problems.append(f"model dtype {manifest.model.dtype} is not one of {_LOAD_DTYPES}")
     if not problems:  # what follows takes blobs and tensors to be where they belong
@@ -68,9 +69,12 @@ def _quantization_problems(manifest: Manifest) -> Iterator[str]:
     said = manifest.quantization
     for blob in manifest.blobs:
         for name, state in blob.nf4.items():
-            if (state.block_size, state.double_quant) != (said.block_size, said.double_quant):
+            if said is None or (state.block_size, state.double_quant) != (
+                said.block_size,
+                said.double_quant,
+            ):
                 yield f"{blob.file}: {name} is not quantised as quantization says"
-    if said.head != (manifest.model.head in manifest.head.nf4):
+    if said is not None and said.head != (manifest.model.head in manifest.head.nf4):
         yield f"quantization.head is {str(said.head).lower()}, the head's blob says otherwise"
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from layerpack.libraries.transformers_api import forward_arguments
+from layerpack.libraries.transformers_api import forward_arguments, whole_arguments
 from layerpack.runtime.network.row_network import RowNetwork
 from layerpack.runtime.network.rows import Part
 
@@ -32,3 +32,14 @@ def plain_step(network: Any, ids: torch.Tensor, cache: Any) -> torch.Tensor:
     out = network(input_ids=ids, **forward_arguments(network, cache, 1))
     logits: torch.Tensor = out.logits
     return logits[0, -1:]
+
+
+@torch.inference_mode()
+def whole_step(network: Any, ids: torch.Tensor, last: int) -> torch.Tensor:
+    """transformers' own forward over whole sequences `ids` (sequences, tokens), nothing kept.
+
+    Returns the logits (sequences, last, vocabulary) of the last tokens of each. Raises StreamError.
+    """
+    out = network(input_ids=ids.to(network.device), **whole_arguments(network, last))
+    logits: torch.Tensor = out.logits
+    return logits[:, -last:]

@@ -40,15 +40,17 @@ def estimate_needs(
     kv_tokens = kv_tokens or context_tokens
     tokens = pass_tokens or min(kv_tokens, PREFILL_TOKENS)
     hidden, heads, _, head_dim = _heads(text)
-    shapes = [state.shape for blob in pack.manifest.layers for state in blob.nf4.values()]
-    inner = max((shape[0] for shape in shapes), default=hidden)
+    quantised = [state.shape for blob in pack.manifest.layers for state in blob.nf4.values()]
+    inner = max(
+        (rows for blob in pack.manifest.layers for rows, _ in blob.matrices), default=hidden
+    )
     activation = tokens * width * (_HIDDEN_COPIES * hidden + _INNER_COPIES * inner)
     # Attention over the cache makes one contiguous copy of a layer's keys and values for all heads.
     activation += 2 * heads * head_dim * width * context_tokens
     activation += (
         _number(text, "vocab_size") * _LOGIT_BYTES * (kv_tokens // context_tokens + proposed_tokens)
     )
-    decode = max((shape[0] * shape[1] * width for shape in shapes), default=0)
+    decode = max((shape[0] * shape[1] * width for shape in quantised), default=0)
     head = pack.manifest.head
     constants = sum(
         entry.length_bytes for entry in head.tensors if entry.name != pack.manifest.model.head

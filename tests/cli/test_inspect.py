@@ -76,6 +76,13 @@ def test_a_tied_head_streams_the_embedding(pack_of: Callable[..., Path], run: Ru
     assert "lm_head (the embedding's weight) 38.4 kB" in run("inspect", path)
 
 
+def test_a_pack_of_16_bits_is_told(pack_of: Callable[..., Path], run: Run) -> None:
+    path = pack_of("llama", nf4=False)
+    assert "quantisation  none; all of it in BF16, lm_head: BF16" in run("inspect", path)
+    assert json.loads(run("inspect", path, "--json"))["quantization"] is None
+    assert "BF16" in run("inspect", path, "--stats")
+
+
 def test_an_nf4_head_is_told(pack_of: Callable[..., Path], run: Run) -> None:
     text = run("inspect", pack_of("llama", nf4_head=True, double_quant=False))
     assert "scales in float32" in text and "lm_head: NF4" in text

@@ -77,7 +77,7 @@ def test_unpack_refuses_a_plain_pack(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("module", ["formats.verify", "convert.unpack", "cli.verify_cmd"])
+@pytest.mark.parametrize("module", ["formats.verify", "convert.unpack", "cli.commands.verify_cmd"])
 def test_neither_needs_torch(module: str) -> None:
     code = (
         f"import sys, layerpack.{module}\n"

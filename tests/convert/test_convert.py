@@ -125,7 +125,11 @@ def test_any_float_type_is_rounded_to_the_models(
 def test_nf4_head_loads_in_transformers(make_checkpoint: Any, tmp_path: Path) -> None:
     source = make_checkpoint("llama", tie_word_embeddings=False)
     manifest = convert(str(source), tmp_path / "out", ConvertOptions(nf4_head=True))
-    assert manifest.quantization.head and "lm_head.weight" in manifest.head.nf4
+    assert (
+        manifest.quantization
+        and manifest.quantization.head
+        and "lm_head.weight" in manifest.head.nf4
+    )
     model = load(tmp_path / "out")
     assert type(model.lm_head).__name__ == "Linear4bit"
     assert type(model.model.layers[0].mlp.up_proj).__name__ == "Linear4bit"
@@ -192,7 +196,7 @@ def test_nf4_checkpoint_is_resharded_bit_for_bit(make_checkpoint: Any, tmp_path:
         )
         model.save_pretrained(saved, max_shard_size="60KB")
         manifest = convert(str(saved), out)
-        assert manifest.quantization.double_quant is double_quant
+        assert manifest.quantization and manifest.quantization.double_quant is double_quant
         theirs = {k: v for f in saved.glob("*.safetensors") for k, v in load_file(f).items()}
         ours = {k: v for f in out.glob("*.safetensors") for k, v in load_file(f).items()}
         assert ours.keys() == theirs.keys()

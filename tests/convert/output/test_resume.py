@@ -219,7 +219,7 @@ def test_other_options_or_another_source_are_refused(
         convert(str(source), out)
     assert not out.exists()
     manifest = convert(str(source), out, ConvertOptions(block_size=128, force=True))
-    assert manifest.quantization.block_size == 128
+    assert manifest.quantization and manifest.quantization.block_size == 128
 
 
 def test_force_goes_on_with_its_own_unfinished_work(source: Path, tmp_path: Path) -> None:

@@ -54,6 +54,7 @@ DEFECTS: dict[str, tuple[Damage, str]] = {
     "head in a layer": (put("model", "head", value=UP), f"tensor {UP}, named under model"),
     "embedding elsewhere": (put("model", "embedding", value="lm_head.weight"), "is not in embed"),
     "int4": (put("quantization", "type", value="int4"), "quantization.type"),
+    "none of it": (put("quantization", value={"type": "none"}), "is not quantised as"),
     "odd blocks": (put("quantization", "block_size", value=63), "block size 63"),
     "other blocks": (put("quantization", "block_size", value=128), "is not quantised as"),
     "double of one": (put("quantization", "double_quant", value=1), "quantization.double_quant"),

@@ -22,6 +22,13 @@ if TYPE_CHECKING:
 @click.argument("source")
 @click.argument("out", type=click.Path())
 @click.option(
+    "--bits",
+    type=click.Choice(["4", "16"]),
+    default="4",
+    show_default=True,
+    help="16 leaves all weights in 16 bits: what `eval` compares with.",
+)
+@click.option(
     "--block-size",
     type=click.Choice([str(size) for size in BLOCK_SIZES]),
     help="Weights that share a scale (64, or what an NF4 source has).",
@@ -63,6 +70,7 @@ if TYPE_CHECKING:
 def convert(
     source: str,
     out: str,
+    bits: str,
     block_size: str | None,
     double_quant: bool | None,
     head: str,
@@ -79,7 +87,10 @@ def convert(
     file. After a break, the same command goes on where it was; what is finished is not read again
     (`layerpack verify` reads all of a pack).
     """
+    if bits == "16" and (block_size or double_quant is not None or head == "nf4"):
+        raise click.UsageError("--bits 16 quantises nothing; leave the options of NF4 out")
     options = ConvertOptions(
+        nf4=bits == "4",
         block_size=None if block_size is None else int(block_size),
         double_quant=double_quant,
         nf4_head=head == "nf4",

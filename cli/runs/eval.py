@@ -1,0 +1,226 @@
+"""What `layerpack eval` does once its options are known; imported late, as it needs torch."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from layerpack.cli.progress import byte_bar
+from layerpack.cli.sign_of_life import SignOfLife
+from layerpack.convert.api import convert
+from layerpack.convert.options import ConvertOptions
+from layerpack.formats.errors import TargetError
+from layerpack.formats.manifest.facts import MANIFEST_NAME
+from layerpack.formats.pack import Pack
+from layerpack.formats.text import printable
+from layerpack.formats.units import human_bytes
+from layerpack.runtime.model import Model
+from layerpack.runtime.open_options import OpenOptions
+from layerpack.runtime.plan.plan import Limits
+from layerpack.runtime.quality.evaluate import (
+    Outcome,
+    evaluate,
+    fitting,
+    keep_logits,
+    logits_shape,
+)
+from layerpack.runtime.quality.figures import Figure
+from layerpack.runtime.quality.logits_file import LogitsFile
+from layerpack.runtime.quality.windows import Windows, read_text, windows_of
+from layerpack.runtime.tokenizer import load_tokenizer
+
+INTERRUPTED = 130
+_SIXTEEN_BITS_SUFFIX = ".16bit"
+"""After the name of the logits' file: the reference's weights, until it is done."""
+
+
+def run(path: Path, options: dict[str, Any], life: SignOfLife) -> int:
+    """Print the figures; the exit code. Raises LayerpackError."""
+    pack = Pack.open(path)
+    text = options["text"]
+    windows = windows_of(
+        read_text(text),
+        load_tokenizer(pack.path),
+        num_tokens=options["window"],
+        most=options["windows"],
+        where=str(text or "the text that comes with layerpack"),
+    )
+    how = OpenOptions(
+        device=options["device"],
+        limits=Limits(vram_bytes=options["vram"], ram_bytes=options["ram"]),
+    )
+    with contextlib.ExitStack() as stack:
+        reference = None
+        if options["reference"] is not None or options["logits"] is not None:
+            file = _reference(stack, pack, windows, how, options, life)
+            if file is None:
+                return INTERRUPTED
+            reference = stack.enter_context(LogitsFile.open(file))
+            reference.check(windows)
+        begin_s = time.perf_counter()
+        how, at_a_time = fitting(pack, how, windows)
+        with Model.open(pack, how) as model:
+            life.over()
+            with _bar("windows", len(windows)) as show:
+                outcome = evaluate(model, windows, at_a_time, reference=reference, on_windows=show)
+        name = None if reference is None else reference.reference
+        document = _document(path, windows, outcome, name, time.perf_counter() - begin_s)
+    if options["as_json"]:
+        click.echo(json.dumps(document, indent=1))
+    else:
+        for line in _lines(document, outcome):
+            click.echo(line)
+    if outcome.interrupted:
+        click.echo("interrupted: the figures are of the windows so far", err=True)
+        return INTERRUPTED
+    return 0
+
+
+def _reference(
+    stack: contextlib.ExitStack,
+    pack: Pack,
+    windows: Windows,
+    how: OpenOptions,
+    options: dict[str, Any],
+    life: SignOfLife,
+) -> Path | None:
+    """The file of the reference's logits; None if making it was interrupted."""
+    source, file = options["reference"], options["logits"]
+    if file is not None and file.exists():
+        if source is not None:
+            _check_name(file, source)
+        return Path(file)
+    if source is None:
+        raise TargetError(f"{file}: not there; name whose logits to put there with --reference")
+    if file is None:
+        beside = stack.enter_context(
+            tempfile.TemporaryDirectory(dir=pack.path.absolute().parent, prefix="layerpack-eval-")
+        )
+        file = Path(beside) / "logits"
+    name = printable(source)
+    needed = logits_shape(pack, windows, source).logits_bytes
+    kept = f"kept in {file}" if options["logits"] else "for as long as this runs (keep: --logits)"
+    life.over()
+    click.echo(f"logits of {name}: {human_bytes(needed)}, {kept}", err=True)
+    try:
+        with _as_pack(source, file, options["device"]) as reference:
+            life.say(f"opening {name} …")
+            opened, at_a_time = fitting(reference, how, windows)
+            with Model.open(reference, opened) as model:
+                life.over()
+                with _bar(f"logits of {name}", len(windows)) as show:
+                    keep_logits(model, windows, at_a_time, file, name=source, on_windows=show)
+    except KeyboardInterrupt:
+        goes_on = "; the same command goes on from here" if options["logits"] else ""
+        click.echo(f"interrupted{goes_on}", err=True)
+        return None
+    return Path(file)
+
+
+def _check_name(file: Path, source: str) -> None:
+    with LogitsFile.open(file) as kept:
+        if kept.reference != source:
+            raise TargetError(
+                f"{file}: holds the logits of {printable(kept.reference)}; give another file, or "
+                "leave --reference out"
+            )
+
+
+@contextmanager
+def _as_pack(source: str, file: Path, device: str) -> Iterator[Pack]:
+    """The reference as a pack: itself if it is one, else its weights in 16 bits for a while."""
+    if (Path(source) / MANIFEST_NAME).exists():
+        yield Pack.open(source)
+        return
+    sixteen = file.with_name(file.name + _SIXTEEN_BITS_SUFFIX)
+    if not sixteen.exists():
+        with byte_bar(f"{printable(source)} in 16 bits") as progress:
+            convert(source, sixteen, ConvertOptions(nf4=False, device=device), progress)
+    yield Pack.open(sixteen)
+    _remove(sixteen)
+
+
+def _remove(pack: Path) -> None:
+    """Only files of a pack's kind lie in it, and no directories."""
+    for file in pack.iterdir():
+        file.unlink()
+    pack.rmdir()
+
+
+@contextmanager
+def _bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar of windows on a terminal, gone when they are done; nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield lambda count: None
+        return
+    from tqdm import tqdm
+
+    with tqdm(
+        desc=title,
+        total=total,
+        unit="window",
+        dynamic_ncols=True,
+        leave=False,
+        file=sys.stderr,
+    ) as bar:
+        bar.refresh()
+        yield bar.update
+
+
+def _document(
+    path: Path, windows: Windows, outcome: Outcome, reference: str | None, seconds: float
+) -> dict[str, Any]:
+    figures = outcome.scores.figures()
+    return {
+        "pack": str(path),
+        "reference": reference,
+        "window_tokens": windows.num_tokens,
+        "windows": outcome.num_windows,
+        "scored_tokens": outcome.scores.num_tokens,
+        "passes": outcome.passes,
+        "seconds": round(seconds, 3),
+        "interrupted": outcome.interrupted,
+        **{name: _fields(figure) for name, figure in figures.items()},
+    }
+
+
+def _fields(figure: Figure) -> dict[str, float | None]:
+    """JSON knows no NaN."""
+    values = {"value": figure.value, "standard_error": figure.standard_error}
+    return {key: value if math.isfinite(value) else None for key, value in values.items()}
+
+
+_TITLES = {
+    "perplexity": "perplexity",
+    "reference_perplexity": "  of the reference",
+    "kl_mean": "KL divergence, mean",
+    "kl_median": "  median",
+    "kl_99th_percentile": "  99th percentile",
+    "same_first_choice": "same first choice",
+}
+
+
+def _lines(document: dict[str, Any], outcome: Outcome) -> Iterator[str]:
+    yield printable(
+        f"{document['pack']}: {document['windows']} windows of {document['window_tokens']} "
+        f"tokens, {document['scored_tokens']} scored, in {document['seconds']:.1f} s"
+    )
+    if document["reference"] is not None:
+        yield printable(f"reference: {document['reference']}")
+    for name, figure in outcome.scores.figures().items():
+        title, scale, unit = _TITLES[name], 1, ""
+        if name == "same_first_choice":
+            scale, unit = 100, " %"
+        yield (
+            f"{title:20} {scale * figure.value:9.4f}{unit}  ± {scale * figure.standard_error:.4f}"
+        )

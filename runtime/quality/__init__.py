@@ -1,0 +1,1 @@
+"""What a pack's text is worth: perplexity, and how far it is from a reference's."""
