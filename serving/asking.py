@@ -171,7 +171,8 @@ def _is_tool(tool: Any) -> bool:
 
 def _message(message: Any, number: int) -> Mapping[str, Any]:
     where = f"messages[{number}]"
-    said = dict(object_of(message, where))
+    # null is as if it were not there, as clients have it that send back what they were told.
+    said = {k: v for k, v in object_of(message, where).items() if v is not None}
     if said.get("role") not in _ROLES:
         raise RequestError(
             f"{where}.role: {shown(said.get('role'))} is none of {', '.join(_ROLES)}",
@@ -182,7 +183,7 @@ def _message(message: Any, number: int) -> Mapping[str, Any]:
     if said["role"] == "developer":
         said["role"] = "system"
     said["content"] = _text(said.get("content"), where)
-    return {name: value for name, value in said.items() if value is not None}
+    return said
 
 
 def _text(content: Any, where: str) -> str:

@@ -129,6 +129,20 @@ def test_what_cannot_be_answered_is_refused_by_name(
     assert said["error"]["message"]
 
 
+def test_what_was_answered_can_be_sent_back(client: openai.OpenAI) -> None:
+    """With all its fields, null ones too, as `model_dump` gives them."""
+    messages: list[Any] = [*HELLO]
+    for turn in range(3):
+        told = client.chat.completions.create(model="tiny", messages=messages, max_tokens=4)
+        said = told.choices[0].message.model_dump()
+        assert None in said.values()
+        nulls = {"annotations": None, "audio": None, "function_call": None, "name": None}
+        messages += [said | nulls, {"role": "user", "content": f"and {turn}?", "name": None}]
+    client.chat.completions.create(
+        model="tiny", messages=messages, max_tokens=1, extra_body={"suffix": None, "unknown": None}
+    )
+
+
 def test_a_stream_that_cannot_begin_is_an_error_of_http(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match="context"):
         client.chat.completions.create(
