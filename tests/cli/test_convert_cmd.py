@@ -67,3 +67,15 @@ def test_the_root_directory_is_no_target(
         main(["convert", str(checkpoint_of("llama")), target])
     refusal = "layerpack: error: /: the root directory; name a target inside it\n"
     assert (ended.value.code, capfd.readouterr().err) == (1, refusal)
+
+
+@pytest.mark.parametrize(
+    "other", [["--block-size", "32"], ["--no-double-quant"], ["--head", "nf4"]]
+)
+def test_sixteen_bits_take_no_options_of_nf4(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], other: list[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["convert", str(tmp_path), str(tmp_path / "out"), "--bits", "16", *other])
+    assert ended.value.code == 2
+    assert "--bits 16 quantises nothing" in capsys.readouterr().err

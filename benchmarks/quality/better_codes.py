@@ -1,0 +1,325 @@
+"""Other codes and scales at the same bytes: what they do to a model's text.
+
+    layerpack convert SOURCE /data/model-16 --bits 16
+    python benchmarks/quality/better_codes.py /data/model-16 --calibrate third.txt \
+        --text prose=alice.txt --text code=argparse.py
+
+Every way ends in plain bitsandbytes NF4: blocks of 64, doubly quantised scales. Weights are put
+into transformers' model decoded, as a pack's are in a pass. `plain` is what `layerpack convert`
+does; of the others each block's scale is that of the least squared error (`searched`), or of the
+least error weighed by the inputs' mean squares (`weighted`) or by their roots (`rooted`), and may
+be negative unless it is `unsigned`. `compensated`: codes column by column, the error of each put
+right in those after it (GPTQ, Frantar et al., https://arxiv.org/abs/2210.17323), the largest inputs
+first, over plain scales; `both`: over weighted ones; `in turn`: each layer sees what the quantised
+ones before it give. `gain`: the least error shrinks what a layer gives; each row's scales are
+stretched until it is no longer too small in the mean. Ends in one line of JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import bitsandbytes.functional as bnb
+import torch
+import transformers
+
+from layerpack.runtime.quality.scores import Scores
+from layerpack.runtime.quality.windows import Windows, read_text, windows_of
+
+BLOCK, NESTED_BLOCK, AT_ONCE = 64, 256, 128
+RATIOS = torch.linspace(0.75, 1.1, 15).tolist()
+Weights = dict[str, torch.Tensor]
+
+
+class Codes:
+    """NF4's sixteen values, and the nearest of them."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.values = bnb.get_4bit_type("nf4", device=device).float()
+        self._middles = (self.values[1:] + self.values[:-1]) / 2
+
+    def nearest(self, values: torch.Tensor) -> torch.Tensor:
+        """The nearest of the sixteen to each value."""
+        found: torch.Tensor = self.values[torch.bucketize(values, self._middles)]
+        return found
+
+
+def plain(weight: torch.Tensor) -> torch.Tensor:
+    """bitsandbytes' own."""
+    codes, state = bnb.quantize_4bit(
+        weight.bfloat16().contiguous(), blocksize=BLOCK, quant_type="nf4", compress_statistics=True
+    )
+    found: torch.Tensor = bnb.dequantize_4bit(codes, state)
+    return found
+
+
+def searched(
+    weight: torch.Tensor, importance: torch.Tensor, codes: Codes, *, signs: tuple[int, ...]
+) -> torch.Tensor:
+    """Scales (out, blocks) of the least error weighed by `importance` (in,)."""
+    blocks = weight.float().unflatten(1, (-1, BLOCK))
+    weighed = importance.float().unflatten(0, (-1, BLOCK))[None]
+    most = blocks.abs().amax(-1)
+    most = torch.where(most == 0, 1.0, most)
+    best, least = most.clone(), torch.full_like(most, torch.inf)
+    for ratio in [sign * ratio for ratio in RATIOS for sign in signs]:
+        scales = most * ratio
+        for _ in range(2):  # then with the best scale for these codes
+            found = codes.nearest(blocks / scales[..., None])
+            error = (weighed * (blocks - found * scales[..., None]) ** 2).sum(-1)
+            is_better = error < least
+            best, least = torch.where(is_better, scales, best), torch.minimum(error, least)
+            norm = (weighed * found**2).sum(-1)
+            scales = torch.where(norm > 0, (weighed * found * blocks).sum(-1) / norm, scales)
+            scales = torch.where(scales == 0, most, scales)
+    return best
+
+
+def nested(scales: torch.Tensor) -> torch.Tensor:
+    """Scales as double quantisation stores them."""
+    offset = scales.mean()
+    stored, state = bnb.quantize_blockwise(
+        (scales - offset).flatten().contiguous(), blocksize=NESTED_BLOCK
+    )
+    found = bnb.dequantize_blockwise(stored, state).view_as(scales) + offset
+    return torch.where(found == 0, scales, found)
+
+
+def rounded(weight: torch.Tensor, scales: torch.Tensor, codes: Codes) -> torch.Tensor:
+    """The code of each weight with scales as they are stored."""
+    blocks = weight.float().unflatten(1, (-1, BLOCK))
+    return codes.nearest(blocks / scales[..., None]).flatten(1)
+
+
+def decoded(found: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """Weights of codes and scales."""
+    weight: torch.Tensor = (found.unflatten(1, (-1, BLOCK)) * scales[..., None]).flatten(1)
+    return weight.bfloat16()
+
+
+def stretched(
+    weight: torch.Tensor, found: torch.Tensor, scales: torch.Tensor, squares: torch.Tensor
+) -> torch.Tensor:
+    """Scales with which what a row gives is no longer too small where it ought to be large.
+
+    `squares`: the inputs' X^T X (in, in), or its diagonal where errors are not put right.
+    """
+    aimed = weight.float() * squares if squares.dim() == 1 else weight.float() @ squares
+    gain = (aimed * weight.float()).sum(1) / (aimed * decoded(found, scales).float()).sum(1)
+    return scales * gain[:, None]
+
+
+def compensated(
+    weight: torch.Tensor, scales: torch.Tensor, squares: torch.Tensor, damp: float, codes: Codes
+) -> torch.Tensor:
+    """The codes of GPTQ with scales that stand; `squares` (in, in) are the inputs' X^T X."""
+    order = squares.diagonal().argsort(descending=True)
+    hessian = squares[order][:, order].double()
+    hessian.diagonal().add_(damp * hessian.diagonal().mean())
+    dead = hessian.diagonal() == 0
+    hessian.diagonal()[dead] = 1
+    upper = torch.linalg.cholesky(
+        torch.cholesky_inverse(torch.linalg.cholesky(hessian)), upper=True
+    ).float()
+    left = weight.float()[:, order].contiguous()
+    by_column = scales[:, order // BLOCK]
+    found = torch.empty_like(left)
+    for begin in range(0, left.shape[1], AT_ONCE):
+        end = min(begin + AT_ONCE, left.shape[1])
+        errors = torch.empty_like(left[:, begin:end])
+        for column in range(begin, end):
+            scale, value = by_column[:, column], left[:, column]
+            found[:, column] = codes.nearest(value / scale)
+            put = (found[:, column] * scale).bfloat16().float()
+            error = (value - put) / upper[column, column]
+            left[:, column:end] -= error[:, None] * upper[column, column:end]
+            errors[:, column - begin] = error
+        left[:, end:] -= errors @ upper[begin:end, end:]
+    in_place = torch.empty_like(found)
+    in_place[:, order] = found
+    return in_place
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Way:
+    """How codes and scales are found; `power` of the inputs' mean squares weighs the error."""
+
+    power: float | None = None
+    signs: tuple[int, ...] = (1, -1)
+    damp: float | None = None
+    gain: bool = False
+    in_turn: bool = False
+
+
+WAYS = {
+    "plain": None,
+    "searched": Way(power=0),
+    "weighted": Way(power=1),
+    "compensated": Way(damp=0.01),
+    "both": Way(power=1, damp=0.01),
+    "in turn": Way(power=1, damp=0.01, in_turn=True),
+    "searched, gain": Way(power=0, gain=True),
+    "weighted, gain": Way(power=1, gain=True),
+    "weighted, unsigned": Way(power=1, signs=(1,)),
+    "weighted, unsigned, gain": Way(power=1, signs=(1,), gain=True),
+    "rooted, gain": Way(power=0.5, gain=True),
+    "both, damped, gain": Way(power=1, damp=0.1, gain=True),
+    "both, damped": Way(power=1, damp=0.1),
+    "both, unsigned, damped, gain": Way(power=1, signs=(1,), damp=0.1, gain=True),
+}
+
+
+class Lab:
+    """A model, its 16-bit weights, and the squares of what goes into its linear layers."""
+
+    def __init__(self, path: Path, device: torch.device, calibration: Windows) -> None:
+        model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16)
+        self.model: Any = model.to(device).eval()
+        self.device, self.codes = device, Codes(device)
+        self._calibration = calibration
+        self._squares: Weights = {}  # of the 16-bit model
+        self.layers = [
+            {
+                f"{index}.{name}": module
+                for name, module in layer.named_modules()
+                if isinstance(module, torch.nn.Linear)
+            }
+            for index, layer in enumerate(self.model.model.layers)
+        ]
+        self._plain = {
+            name: module.weight.detach().cpu().clone()
+            for layer in self.layers
+            for name, module in layer.items()
+        }
+
+    @torch.inference_mode()
+    def logits(self, ids: torch.Tensor, last: int) -> torch.Tensor:
+        """Of the last tokens of each of some windows but the very last."""
+        out = self.model(ids.to(self.device), use_cache=False, logits_to_keep=last + 1)
+        logits: torch.Tensor = out.logits[:, :-1]
+        return logits
+
+    def squares(self, modules: dict[str, Any]) -> Weights:
+        """X^T X of each linear layer's inputs over the calibration text; alike ones once."""
+        found: Weights = {}
+        seen: dict[int, tuple[str, torch.Tensor]] = {}  # held: another may get a freed one's place
+        same: dict[str, str] = {}
+
+        def watch(name: str) -> Callable[..., None]:
+            def hook(module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+                rows = inputs[0].detach().flatten(0, -2)
+                first, _ = seen.setdefault(rows.data_ptr(), (name, rows))
+                if first != name:
+                    same[name] = first  # q, k and v get the same tensor
+                    return
+                rows = rows.float()
+                total = rows.T @ rows
+                found[name] = found[name] + total if name in found else total
+
+            return hook
+
+        hooks = [m.register_forward_pre_hook(watch(name)) for name, m in modules.items()]
+        for begin in range(0, len(self._calibration), 4):
+            seen.clear()
+            self.logits(self._calibration.ids[begin : begin + 4], 1)
+        for hook in hooks:
+            hook.remove()
+        return found | {name: found[first] for name, first in same.items()}
+
+    def restore(self) -> None:
+        """16-bit weights everywhere."""
+        for layer in self.layers:
+            for name, module in layer.items():
+                module.weight.data.copy_(self._plain[name])
+
+    def quantise(self, way: Way | None) -> None:
+        """Put the weights in as they are decoded once they are quantised; None: as usual."""
+        self.restore()
+        if way is not None and not way.in_turn and not self._squares:
+            self._squares = self.squares({n: m for layer in self.layers for n, m in layer.items()})
+        for layer in self.layers:
+            squares = self.squares(layer) if way is not None and way.in_turn else self._squares
+            for name, module in layer.items():
+                weight = module.weight.data
+                weight.copy_(plain(weight) if way is None else self._by(way, weight, squares[name]))
+
+    def _by(self, way: Way, weight: torch.Tensor, squares: torch.Tensor) -> torch.Tensor:
+        if way.power is None:
+            scales = weight.float().unflatten(1, (-1, BLOCK)).abs().amax(-1)
+        else:
+            importance = squares.diagonal().clamp(min=squares.diagonal().mean() * 1e-4)
+            scales = searched(weight, importance**way.power, self.codes, signs=way.signs)
+        scales = nested(scales)
+        if way.damp is None:
+            found = rounded(weight, scales, self.codes)
+        else:
+            found = compensated(weight, scales, squares, way.damp, self.codes)
+        if way.gain:
+            seen = squares.diagonal() if way.damp is None else squares
+            scales = nested(stretched(weight, found, scales, seen))
+        return decoded(found, scales)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--calibrate", type=Path, required=True)
+    parser.add_argument("--text", action="append", required=True, metavar="NAME=FILE")
+    parser.add_argument("--windows", type=int, default=32, help="of each text")
+    parser.add_argument("--calibration-windows", type=int, default=64)
+    parser.add_argument("--ways", default=";".join(WAYS), help="with ; between")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(options.checkpoint)
+
+    def windows(file: str, most: int) -> Windows:
+        return windows_of(read_text(Path(file)), tokenizer, num_tokens=512, most=most, where=file)
+
+    lab = Lab(
+        options.checkpoint,
+        torch.device(options.device),
+        windows(options.calibrate, options.calibration_windows),
+    )
+    texts = {
+        name: windows(file, options.windows)
+        for name, _, file in (text.partition("=") for text in options.text)
+    }
+
+    def passes(text: Windows) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for begin in range(0, len(text), 4):
+            logits = lab.logits(text.ids[begin : begin + 4], text.num_scored)
+            yield logits.flatten(0, 1), text.scored[begin : begin + 4].flatten()
+
+    true = {name: [logits.cpu() for logits, _ in passes(text)] for name, text in texts.items()}
+    result: dict[str, Any] = {"checkpoint": str(options.checkpoint), "device": options.device}
+    for way in options.ways.split(";"):
+        begin_s = time.perf_counter()
+        lab.quantise(WAYS[way])
+        seconds = time.perf_counter() - begin_s
+        row: dict[str, Any] = {"seconds": round(seconds, 1)}
+        for name, text in texts.items():
+            scores = Scores()
+            for (logits, tokens), reference in zip(passes(text), true[name], strict=True):
+                scores.add(logits, tokens, reference)
+            figures = scores.figures()
+            row[name] = {
+                key: [round(figures[key].value, 5), round(figures[key].standard_error, 5)]
+                for key in ("perplexity", "reference_perplexity", "kl_mean", "kl_99th_percentile")
+            }
+            if "plain" in result:
+                over = row[name]["kl_mean"][0] / result["plain"][name]["kl_mean"][0]
+                row[name]["over plain"] = round(over, 3)
+        result[way] = row
+        print(way, json.dumps(row), flush=True)
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
