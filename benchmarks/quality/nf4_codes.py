@@ -1,0 +1,119 @@
+"""Codes and scales of plain bitsandbytes NF4, found in other ways than bitsandbytes does."""
+
+from __future__ import annotations
+
+import bitsandbytes.functional as bnb
+import torch
+
+BLOCK, NESTED_BLOCK, AT_ONCE = 64, 256, 128
+RATIOS = torch.linspace(0.75, 1.1, 15).tolist()
+"""Of a block's largest weight: the scales that are tried."""
+
+
+class Codes:
+    """NF4's sixteen values, and the nearest of them."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.values = bnb.get_4bit_type("nf4", device=device).float()
+        self._middles = (self.values[1:] + self.values[:-1]) / 2
+
+    def nearest(self, values: torch.Tensor) -> torch.Tensor:
+        """The nearest of the sixteen to each value."""
+        found: torch.Tensor = self.values[torch.bucketize(values, self._middles)]
+        return found
+
+
+def plain(weight: torch.Tensor) -> torch.Tensor:
+    """bitsandbytes' own."""
+    codes, state = bnb.quantize_4bit(
+        weight.bfloat16().contiguous(), blocksize=BLOCK, quant_type="nf4", compress_statistics=True
+    )
+    found: torch.Tensor = bnb.dequantize_4bit(codes, state)
+    return found
+
+
+def searched(
+    weight: torch.Tensor, importance: torch.Tensor, codes: Codes, *, signs: tuple[int, ...]
+) -> torch.Tensor:
+    """Scales (out, blocks) of the least error weighed by `importance` (in,)."""
+    blocks = weight.float().unflatten(1, (-1, BLOCK))
+    weighed = importance.float().unflatten(0, (-1, BLOCK))[None]
+    most = blocks.abs().amax(-1)
+    most = torch.where(most == 0, 1.0, most)
+    best, least = most.clone(), torch.full_like(most, torch.inf)
+    for ratio in [sign * ratio for ratio in RATIOS for sign in signs]:
+        scales = most * ratio
+        for _ in range(2):  # then with the best scale for these codes
+            found = codes.nearest(blocks / scales[..., None])
+            error = (weighed * (blocks - found * scales[..., None]) ** 2).sum(-1)
+            is_better = error < least
+            best, least = torch.where(is_better, scales, best), torch.minimum(error, least)
+            norm = (weighed * found**2).sum(-1)
+            scales = torch.where(norm > 0, (weighed * found * blocks).sum(-1) / norm, scales)
+            scales = torch.where(scales == 0, most, scales)
+    return best
+
+
+def nested(scales: torch.Tensor) -> torch.Tensor:
+    """Scales as double quantisation stores them."""
+    offset = scales.mean()
+    stored, state = bnb.quantize_blockwise(
+        (scales - offset).flatten().contiguous(), blocksize=NESTED_BLOCK
+    )
+    found = bnb.dequantize_blockwise(stored, state).view_as(scales) + offset
+    return torch.where(found == 0, scales, found)
+
+
+def rounded(weight: torch.Tensor, scales: torch.Tensor, codes: Codes) -> torch.Tensor:
+    """The code of each weight with scales as they are stored."""
+    blocks = weight.float().unflatten(1, (-1, BLOCK))
+    return codes.nearest(blocks / scales[..., None]).flatten(1)
+
+
+def decoded(found: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """Weights of codes and scales."""
+    weight: torch.Tensor = (found.unflatten(1, (-1, BLOCK)) * scales[..., None]).flatten(1)
+    return weight.bfloat16()
+
+
+def stretched(
+    weight: torch.Tensor, found: torch.Tensor, scales: torch.Tensor, squares: torch.Tensor
+) -> torch.Tensor:
+    """Scales with which what a row gives is no longer too small where it ought to be large.
+
+    `squares`: the inputs' X^T X (in, in), or its diagonal where errors are not put right.
+    """
+    aimed = weight.float() * squares if squares.dim() == 1 else weight.float() @ squares
+    gain = (aimed * weight.float()).sum(1) / (aimed * decoded(found, scales).float()).sum(1)
+    return scales * gain[:, None]
+
+
+def compensated(
+    weight: torch.Tensor, scales: torch.Tensor, squares: torch.Tensor, damp: float, codes: Codes
+) -> torch.Tensor:
+    """The codes of GPTQ with scales that stand; `squares` (in, in) are the inputs' X^T X."""
+    order = squares.diagonal().argsort(descending=True)
+    hessian = squares[order][:, order].double()
+    hessian.diagonal().add_(damp * hessian.diagonal().mean())
+    dead = hessian.diagonal() == 0
+    hessian.diagonal()[dead] = 1
+    upper = torch.linalg.cholesky(
+        torch.cholesky_inverse(torch.linalg.cholesky(hessian)), upper=True
+    ).float()
+    left = weight.float()[:, order].contiguous()
+    by_column = scales[:, order // BLOCK]
+    found = torch.empty_like(left)
+    for begin in range(0, left.shape[1], AT_ONCE):
+        end = min(begin + AT_ONCE, left.shape[1])
+        errors = torch.empty_like(left[:, begin:end])
+        for column in range(begin, end):
+            scale, value = by_column[:, column], left[:, column]
+            found[:, column] = codes.nearest(value / scale)
+            put = (found[:, column] * scale).bfloat16().float()
+            error = (value - put) / upper[column, column]
+            left[:, column:end] -= error[:, None] * upper[column, column:end]
+            errors[:, column - begin] = error
+        left[:, end:] -= errors @ upper[begin:end, end:]
+    in_place = torch.empty_like(found)
+    in_place[:, order] = found
+    return in_place
