@@ -19,6 +19,7 @@ from layerpack.cli.progress import byte_bar
 from layerpack.cli.sign_of_life import SignOfLife
 from layerpack.convert.api import convert
 from layerpack.convert.options import ConvertOptions
+from layerpack.convert.output.remaining import Remaining
 from layerpack.formats.errors import TargetError
 from layerpack.formats.manifest.facts import MANIFEST_NAME
 from layerpack.formats.pack import Pack
@@ -143,11 +144,26 @@ def _as_pack(source: str, file: Path, device: str) -> Iterator[Pack]:
         yield Pack.open(source)
         return
     sixteen = file.with_name(file.name + _SIXTEEN_BITS_SUFFIX)
-    if not sixteen.exists():
+    # What a break left is whole, or is gone on with; unless it is something else.
+    if not sixteen.exists() or not _is_in_16_bits(sixteen, source):
+        options = ConvertOptions(nf4=False, device=device, force=True)
         with byte_bar(f"{printable(source)} in 16 bits") as progress:
-            convert(source, sixteen, ConvertOptions(nf4=False, device=device), progress)
+            convert(source, sixteen, options, progress, _announce)
     yield Pack.open(sixteen)
     _remove(sixteen)
+
+
+def _is_in_16_bits(pack: Path, source: str) -> bool:
+    manifest = Pack.open(pack).manifest
+    return manifest.source.id == source and manifest.quantization is None
+
+
+def _announce(work: Remaining) -> None:
+    click.echo(
+        f"its weights in 16 bits, for as long as this runs: {human_bytes(work.pack_bytes)} "
+        f"({human_bytes(work.free_bytes)} free)",
+        err=True,
+    )
 
 
 def _remove(pack: Path) -> None:

@@ -15,7 +15,7 @@ from layerpack.runtime.core.patience import Patience
 from layerpack.runtime.machine.devices import pick_device
 from layerpack.runtime.model import Model
 from layerpack.runtime.open_options import OpenOptions
-from layerpack.runtime.plan.needs import PREFILL_TOKENS
+from layerpack.runtime.plan.needs import PREFILL_TOKENS, context_limit
 from layerpack.runtime.planning import measured, plan_for
 from layerpack.runtime.quality.logits_file import LogitsFile, LogitsShape, writing
 from layerpack.runtime.quality.scores import ROWS_AT_A_TIME, Scores
@@ -31,8 +31,14 @@ def fitting(pack: Pack, options: OpenOptions, windows: Windows) -> tuple[OpenOpt
     """How to open the pack for passes of several windows, and how many of them.
 
     As many as a prefill pass has tokens, fewer where memory is too small for their logits. Raises
-    CapacityError if it is for one.
+    CapacityError if it is for one, or if a window is longer than the model takes.
     """
+    limit = context_limit(pack)
+    if limit is not None and windows.num_tokens > limit:
+        raise CapacityError(
+            f"windows of {windows.num_tokens} tokens: the model of {pack.path} takes {limit}; "
+            "give smaller ones with --window"
+        )
     device = pick_device(options.device)
     machine, vocabulary = measured(pack, device, options, Patience()), num_vocabulary(pack)
     count = max(1, min(PREFILL_TOKENS // windows.num_tokens, len(windows)))

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from layerpack.convert.api import convert
+from layerpack.convert.options import ConvertOptions
 from layerpack.runtime.model import Model
 
 PackOf = Callable[..., Path]
@@ -67,6 +69,7 @@ def test_a_reference(
         (["--text", "{tmp}/none"], "none: cannot be read (No such file"),
         (["--text", "{tmp}/latin"], "latin: not UTF-8 (byte 1: 0xfc); save it as UTF-8"),
         (["--text", "{tmp}/short"], "short: 5 tokens, not one window of 32; give a longer text"),
+        (["--window", "300"], "windows of 300 tokens: the model of"),
         (["--logits", "{tmp}/none"], "none: not there; name whose logits to put there"),
         (["--logits", "{tmp}/short"], "short: cannot be read"),
         (["--reference", "{tmp}/short"], "short"),
@@ -84,6 +87,24 @@ def test_what_cannot_be_done_is_one_line(
     assert done.code == 1 and last.startswith("layerpack: error: ") and words in last
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latin", "short"]
     assert not list(pack.parent.glob("layerpack-eval-*"))
+
+
+def test_weights_of_another_source_are_not_taken_for_this_ones(
+    checkpoint_of: PackOf, pack_of: PackOf, run: Any, tmp_path: Path
+) -> None:
+    """A break left the 16 bits of another model under the name."""
+    one, other = checkpoint_of("llama"), checkpoint_of("llama", num_hidden_layers=2)
+    file, left = tmp_path / "logits", tmp_path / "logits.16bit"
+    for source, nf4 in ((other, False), (one, True)):
+        convert(str(source), left, ConvertOptions(nf4=nf4))
+        done = run("eval", pack_of("llama"), *FEW, "--reference", one, "--logits", file, "--json")
+        assert done.code == 0 and "its weights in 16 bits, for as long as this runs" in done.err
+        same = run("eval", pack_of("llama"), *FEW, "--reference", one, "--json")
+        fields = ("kl_mean", "reference_perplexity")
+        found, wanted = json.loads(done.out), json.loads(same.out)
+        assert [found[key] for key in fields] == [wanted[key] for key in fields]
+        assert not left.exists()
+        file.unlink()
 
 
 def test_ctrl_c_gives_what_there_is(
@@ -111,7 +132,7 @@ def test_a_break_while_the_reference_runs_goes_on(
     """Nothing stands under the final name; the same command goes on, with the same file."""
     file = tmp_path / "logits"
     how = ["eval", pack_of("llama"), "--reference", checkpoint_of("llama"), "--logits"]
-    command = [*how, file, "--device", "cpu", "--window", 512]
+    command = [*how, file, "--device", "cpu", "--window", 256]
     slowly = (
         "import time, layerpack.runtime.quality.logits_file as f; usual = f.LogitsWriter.append\n"
         "def append(*a): usual(*a); a[0]._file.flush(); print(a[0].num_done, flush=True);"
@@ -131,5 +152,5 @@ def test_a_break_while_the_reference_runs_goes_on(
     done = run(*command)
     assert done.code == 0 and sorted(path.name for path in tmp_path.iterdir()) == ["logits"]
     whole = tmp_path / "whole"
-    run(*how, whole, "--device", "cpu", "--window", 512)
+    run(*how, whole, "--device", "cpu", "--window", 256)
     assert file.read_bytes() == whole.read_bytes()

@@ -211,9 +211,9 @@ def test_ctrl_c_gives_what_there_is(pack_of: PackOf, monkeypatch: pytest.MonkeyP
 def test_as_many_windows_a_pass_as_a_prefill_pass_has_tokens(pack_of: PackOf) -> None:
     pack = Pack.open(pack_of("llama"))
     text = read_text(None)
-    found = windows_of(text, load_tokenizer(pack.path), num_tokens=512, where="")
+    found = windows_of(text, load_tokenizer(pack.path), num_tokens=256, where="")
     options, at_a_time = fitting(pack, ON_CPU, found)
-    assert at_a_time == 4
-    assert (options.planned_tokens, options.planned_kv_tokens) == (512, 2048)
+    assert at_a_time == 8
+    assert (options.planned_tokens, options.planned_kv_tokens) == (256, 2048)
     few = OpenOptions(device="cpu", limits=Limits(host_slices=0))
     assert fitting(pack, few, windows(pack.path))[1] == 7
