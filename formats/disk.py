@@ -47,3 +47,16 @@ def sync_directory(path: Path) -> None:
             raise
     finally:
         os.close(handle)
+
+
+def try_lock(handle: int, *, shared: bool = False) -> bool:
+    """Whether no other process has the lock, as far as the system can tell."""
+    try:
+        import fcntl
+
+        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError):  # Windows; a file system without locks, as Lustre often is
+        return True
+    return True

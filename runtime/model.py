@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from layerpack.formats.errors import StreamError
+from layerpack.formats.errors import PromptError, StreamError
 from layerpack.formats.pack import Pack
 from layerpack.runtime.core.device_errors import device_errors, out_of_memory
 from layerpack.runtime.core.patience import Patience
@@ -220,9 +220,15 @@ class Model:
 
         `ids`: int64 (sequences, tokens). Returns the logits (sequences, last, vocabulary) of the
         last tokens of each, in the model's dtype, on its device. Ctrl-C ends the pass. Raises
-        StreamError.
+        StreamError, and PromptError for a token that the model has not.
         """
         self._require_open()
+        rows = self._model.network.get_input_embeddings().num_embeddings
+        if not 0 <= int(ids.min()) <= int(ids.max()) < rows:
+            raise PromptError(
+                f"tokens {int(ids.min())} to {int(ids.max())}: the model's embedding ends at "
+                f"{rows - 1}; use the tokenizer that it was trained with"
+            )
 
         @device_errors("in a pass")
         def run() -> torch.Tensor:

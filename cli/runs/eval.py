@@ -6,7 +6,6 @@ import contextlib
 import json
 import math
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from typing import Any
 import click
 
 from layerpack.cli.progress import byte_bar
+from layerpack.cli.runs.scratch import scratch_beside
 from layerpack.cli.sign_of_life import SignOfLife
 from layerpack.convert.api import convert
 from layerpack.convert.options import ConvertOptions
@@ -30,10 +30,12 @@ from layerpack.runtime.open_options import OpenOptions
 from layerpack.runtime.plan.plan import Limits
 from layerpack.runtime.quality.evaluate import (
     Outcome,
+    check_vocabulary,
     evaluate,
     fitting,
     keep_logits,
     logits_shape,
+    num_vocabulary,
 )
 from layerpack.runtime.quality.figures import Figure
 from layerpack.runtime.quality.logits_file import LogitsFile
@@ -104,10 +106,7 @@ def _reference(
     if source is None:
         raise TargetError(f"{file}: not there; name whose logits to put there with --reference")
     if file is None:
-        beside = stack.enter_context(
-            tempfile.TemporaryDirectory(dir=pack.path.absolute().parent, prefix="layerpack-eval-")
-        )
-        file = Path(beside) / "logits"
+        file = stack.enter_context(scratch_beside(pack.path)) / "logits"
     name = printable(source)
     needed = logits_shape(pack, windows, source).logits_bytes
     kept = f"kept in {file}" if options["logits"] else "for as long as this runs (keep: --logits)"
@@ -116,6 +115,7 @@ def _reference(
     try:
         with _as_pack(source, file, options["device"]) as reference:
             life.say(f"opening {name} …")
+            check_vocabulary(pack, num_vocabulary(reference))
             opened, at_a_time = fitting(reference, how, windows)
             with Model.open(reference, opened) as model:
                 life.over()
@@ -237,6 +237,6 @@ def _lines(document: dict[str, Any], outcome: Outcome) -> Iterator[str]:
         title, scale, unit = _TITLES[name], 1, ""
         if name == "same_first_choice":
             scale, unit = 100, " %"
-        yield (
-            f"{title:20} {scale * figure.value:9.4f}{unit}  ± {scale * figure.standard_error:.4f}"
-        )
+        digits = 2 if unit else 4
+        value, error = (f"{scale * n:.{digits}f}" for n in (figure.value, figure.standard_error))
+        yield f"{title:20} {value:>10}{unit}  ± {error}{unit}"

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from layerpack.convert.output.journal import JOURNAL_NAME
-from layerpack.formats.disk import is_full, sync_directory, write_whole
+from layerpack.formats.disk import is_full, sync_directory, try_lock, write_whole
 from layerpack.formats.errors import DiskFullError, TargetError
 from layerpack.formats.manifest.facts import MANIFEST_NAME, UNFINISHED_SUFFIX
 from layerpack.formats.units import human_bytes
@@ -90,7 +90,7 @@ class Destination:
             self.pack.mkdir(parents=True, exist_ok=True)
             lock = os.open(self._lock, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            if not _try_lock(lock):
+            if not try_lock(lock):
                 raise TargetError(f"{self.partial}: another conversion is at work there")
             try:
                 yield
@@ -107,7 +107,7 @@ class Destination:
         except OSError:
             return False
         try:
-            return not _try_lock(lock, shared=True)
+            return not try_lock(lock, shared=True)
         finally:
             os.close(lock)
 
@@ -197,19 +197,6 @@ class Destination:
                 raise
             sync_directory(self.out.parent)
         shutil.rmtree(self.partial, ignore_errors=True)
-
-
-def _try_lock(handle: int, *, shared: bool = False) -> bool:
-    """Whether no other process has the lock, as far as the system can tell."""
-    try:
-        import fcntl
-
-        fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except (ImportError, OSError):  # Windows; a file system without locks, as Lustre often is
-        return True
-    return True
 
 
 def _remove(path: Path) -> None:

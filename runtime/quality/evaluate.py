@@ -70,6 +70,15 @@ def num_vocabulary(pack: Pack) -> int:
     return (state.shape if state else head.tensor(model.head).shape)[0]
 
 
+def check_vocabulary(pack: Pack, of_reference: int) -> None:
+    """Raises PackError unless a reference with so many logits a token can be compared with."""
+    if of_reference != num_vocabulary(pack):
+        raise PackError(
+            f"the reference's vocabulary has {of_reference} tokens, that of {pack.path} "
+            f"{num_vocabulary(pack)}: not the same model"
+        )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """`num_windows` of the windows were scored; fewer than there are if it was interrupted."""
@@ -101,11 +110,7 @@ def evaluate(
             true = None
             if reference is not None:
                 true = reference.logits(begin, end)
-                if true.shape != logits.shape:
-                    raise PackError(
-                        f"the reference's vocabulary has {true.shape[-1]} tokens, that of "
-                        f"{model.pack.path} {logits.shape[-1]}: not the same model"
-                    )
+                check_vocabulary(model.pack, true.shape[-1])
                 true = true.flatten(0, 1)
             scores.add(logits.flatten(0, 1), windows.scored[begin:end].flatten(), true)
             done, passes = end, passes + 1

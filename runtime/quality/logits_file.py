@@ -20,7 +20,7 @@ from typing import BinaryIO
 
 import torch
 
-from layerpack.formats.disk import PARTIAL_SUFFIX, is_full, sync_directory
+from layerpack.formats.disk import PARTIAL_SUFFIX, is_full, sync_directory, try_lock
 from layerpack.formats.errors import DiskFullError, PackError, TargetError
 from layerpack.formats.text import first_line
 from layerpack.formats.units import PAGE_BYTES, human_bytes
@@ -104,16 +104,18 @@ def writing(path: Path, shape: LogitsShape) -> Iterator[LogitsWriter]:
     partial = path.with_name(path.name + PARTIAL_SUFFIX)
     opening = shape.opening()
     with _disk_errors(path):
-        num_done = _num_done(partial, opening, shape.window_bytes)
-        missing_bytes = (len(shape.windows) - num_done) * shape.window_bytes
-        free_bytes = shutil.disk_usage(path.absolute().parent).free
-        if free_bytes < missing_bytes:
-            raise DiskFullError(
-                f"{path}: {human_bytes(missing_bytes)} of logits to write, "
-                f"{human_bytes(free_bytes)} free; make room, or take fewer windows with --windows"
-            )
-        with open(partial, "r+b" if num_done else "w+b") as file:
+        with open(os.open(partial, os.O_RDWR | os.O_CREAT, 0o644), "r+b") as file:
+            if not try_lock(file.fileno()):
+                raise TargetError(f"{path}: another process is making it")
+            num_done = _num_done(file, opening, shape.window_bytes)
+            try:
+                _check_room(path, (len(shape.windows) - num_done) * shape.window_bytes)
+            except DiskFullError:
+                if not num_done:
+                    partial.unlink()
+                raise
             if not num_done:
+                file.seek(0)
                 file.write(opening)
             file.truncate(len(opening) + num_done * shape.window_bytes)
             file.seek(0, os.SEEK_END)
@@ -127,15 +129,20 @@ def writing(path: Path, shape: LogitsShape) -> Iterator[LogitsWriter]:
         sync_directory(path.absolute().parent)
 
 
-def _num_done(partial: Path, opening: bytes, window_bytes: int) -> int:
-    """Whole windows in an unfinished file of the same shape; 0 if it is another's, or none."""
-    try:
-        with open(partial, "rb") as file:
-            if file.read(len(opening)) != opening:
-                return 0
-            return (os.fstat(file.fileno()).st_size - len(opening)) // window_bytes
-    except FileNotFoundError:
+def _num_done(file: BinaryIO, opening: bytes, window_bytes: int) -> int:
+    """Whole windows in an unfinished file of the same shape; 0 if it is another's, or new."""
+    if file.read(len(opening)) != opening:
         return 0
+    return (os.fstat(file.fileno()).st_size - len(opening)) // window_bytes
+
+
+def _check_room(path: Path, missing_bytes: int) -> None:
+    free_bytes = shutil.disk_usage(path.absolute().parent).free
+    if free_bytes < missing_bytes:
+        raise DiskFullError(
+            f"{path}: {human_bytes(missing_bytes)} of logits to write, "
+            f"{human_bytes(free_bytes)} free; make room, or take fewer windows with --windows"
+        )
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from layerpack.cli.runs.scratch import scratch_beside
 from layerpack.convert.api import convert
 from layerpack.convert.options import ConvertOptions
 from layerpack.runtime.model import Model
@@ -154,3 +156,30 @@ def test_a_break_while_the_reference_runs_goes_on(
     whole = tmp_path / "whole"
     run(*how, whole, "--device", "cpu", "--window", 256)
     assert file.read_bytes() == whole.read_bytes()
+
+
+def test_what_a_killed_run_left_beside_the_pack_goes(
+    checkpoint_of: PackOf, pack_of: PackOf, run: Any, tmp_path: Path
+) -> None:
+    """What another run is at work in stays."""
+    pack = tmp_path / "pack"
+    pack.symlink_to(pack_of("llama"))
+    with contextlib.ExitStack() as others:
+        others.enter_context(scratch_beside(pack))
+        left = tmp_path / "layerpack-eval-left"
+        left.mkdir()
+        for name in ("lock", "logits.partial"):
+            (left / name).write_bytes(b"")
+        done = run("eval", pack, *FEW, "--reference", checkpoint_of("llama"))
+        assert done.code == 0
+        assert len(list(tmp_path.iterdir())) == 2 and not left.exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["pack"]
+
+
+def test_a_reference_of_another_model_is_told_before_it_runs(
+    checkpoint_of: PackOf, pack_of: PackOf, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Model, "logits", lambda *_: pytest.fail("run"))
+    other = checkpoint_of("llama-odd")
+    done = run("eval", pack_of("llama"), *FEW, "--reference", other)
+    assert done.code == 1 and "the reference's vocabulary has 301 tokens" in done.err

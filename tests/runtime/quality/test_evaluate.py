@@ -12,7 +12,7 @@ import torch
 import transformers
 from support.models.oracles import quantised_reference
 
-from layerpack.formats.errors import DiskFullError, PackError
+from layerpack.formats.errors import DiskFullError, PackError, PromptError, TargetError
 from layerpack.formats.pack import Pack
 from layerpack.runtime import Model, OpenOptions
 from layerpack.runtime.plan.plan import Limits
@@ -217,3 +217,25 @@ def test_as_many_windows_a_pass_as_a_prefill_pass_has_tokens(pack_of: PackOf) ->
     assert (options.planned_tokens, options.planned_kv_tokens) == (256, 2048)
     few = OpenOptions(device="cpu", limits=Limits(host_slices=0))
     assert fitting(pack, few, windows(pack.path))[1] == 7
+
+
+def test_one_process_at_a_time_makes_a_file(pack_of: PackOf, tmp_path: Path) -> None:
+    shape = logits_shape(Pack.open(pack_of("llama")), windows(pack_of("llama")), "a")
+    logits = torch.ones(7, shape.windows.num_scored, shape.num_vocabulary)
+    with writing(tmp_path / "logits", shape) as writer:
+        with (
+            pytest.raises(TargetError, match="another process is making it"),
+            writing(tmp_path / "logits", shape),
+        ):
+            pytest.fail("two at once")
+        writer.append(logits)
+    with LogitsFile.open(tmp_path / "logits") as file:
+        assert torch.equal(file.logits(0, 7).float(), logits)
+
+
+def test_a_token_that_the_model_has_not_is_named(pack_of: PackOf) -> None:
+    with Model.open(pack_of("llama"), ON_CPU) as model:
+        for wrong in ([[1, 5000]], [[-1, 2]]):
+            with pytest.raises(PromptError, match="the model's embedding ends at"):
+                model.logits(torch.tensor(wrong), 1)
+        assert model.logits(torch.tensor([[1, 2, 3]]), 2).shape[:2] == (1, 2)
