@@ -12,7 +12,9 @@ be negative unless it is `unsigned`. `compensated`: codes column by column, the 
 right in those after it (GPTQ, Frantar et al., https://arxiv.org/abs/2210.17323), the largest inputs
 first, over plain scales; `both`: over weighted ones; `in turn`: each layer sees what the quantised
 ones before it give. `gain`: the least error shrinks what a layer gives; each row's scales are
-stretched until it is no longer too small in the mean. Ends in one line of JSON.
+stretched until it is no longer too small in the mean. `folded`: what is large goes from a layer's
+inputs into its columns, by way of the norm or the rows before (SINQ, https://arxiv.org/abs/
+2509.22944). Ends in one line of JSON.
 """
 
 from __future__ import annotations
@@ -47,13 +49,18 @@ Weights = dict[str, torch.Tensor]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Way:
-    """How codes and scales are found; `power` of the inputs' mean squares weighs the error."""
+    """How codes and scales are found; `power` of the inputs' mean squares weighs the error.
+
+    `fold`: so much of the size of a layer's inputs goes into its columns, out of the norm or the
+    rows before.
+    """
 
     power: float | None = None
     signs: tuple[int, ...] = (1, -1)
     damp: float | None = None
     gain: bool = False
     in_turn: bool = False
+    fold: float | None = None
 
 
 WAYS = {
@@ -71,7 +78,25 @@ WAYS = {
     "both, damped, gain": Way(power=1, damp=0.1, gain=True),
     "both, damped": Way(power=1, damp=0.1),
     "both, unsigned, damped, gain": Way(power=1, signs=(1,), damp=0.1, gain=True),
+    "folded 0.25": Way(fold=0.25),
+    "folded 0.5": Way(fold=0.5),
+    "folded 0.25, weighted": Way(fold=0.25, power=1),
 }
+
+
+Folded = tuple[torch.Tensor | None, torch.Tensor | None]
+"""Factors of a weight's rows, which are divided by them, and of its columns, multiplied."""
+_AFTER_NORMS = {
+    "input_layernorm": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "post_attention_layernorm": ("mlp.gate_proj", "mlp.up_proj"),
+}
+
+
+def _sizes(squares: torch.Tensor, power: float) -> torch.Tensor:
+    """A power of the inputs' sizes (in,), 1 in the mean."""
+    sizes = squares.diagonal().clamp(min=squares.diagonal().mean() * 1e-4).sqrt() ** power
+    found: torch.Tensor = (sizes / sizes.log().mean().exp()).clamp(0.1, 10)
+    return found
 
 
 class Lab:
@@ -91,10 +116,16 @@ class Lab:
             }
             for index, layer in enumerate(self.model.model.layers)
         ]
+        self._norms = {
+            f"{index}.{name}": module
+            for index, layer in enumerate(self.model.model.layers)
+            for name, module in layer.named_children()
+            if name in _AFTER_NORMS
+        }
+        modules = {name: module for layer in self.layers for name, module in layer.items()}
         self._plain = {
             name: module.weight.detach().cpu().clone()
-            for layer in self.layers
-            for name, module in layer.items()
+            for name, module in (modules | self._norms).items()
         }
 
     @torch.inference_mode()
@@ -136,7 +167,10 @@ class Lab:
         for layer in self.layers:
             for name, module in layer.items():
                 module.weight.data.copy_(self._plain[name])
+        for name, module in self._norms.items():
+            module.weight.data.copy_(self._plain[name])
 
+    @torch.no_grad()
     def quantise(self, way: Way | None) -> None:
         """Put the weights in as they are decoded once they are quantised; None: as usual."""
         self.restore()
@@ -144,9 +178,36 @@ class Lab:
             self._squares = self.squares({n: m for layer in self.layers for n, m in layer.items()})
         for layer in self.layers:
             squares = self.squares(layer) if way is not None and way.in_turn else self._squares
+            folded: dict[str, Folded] = {}
+            if way is not None and way.fold is not None:
+                folded = self._fold(layer, squares, way.fold)
             for name, module in layer.items():
                 weight = module.weight.data
-                weight.copy_(plain(weight) if way is None else self._by(way, weight, squares[name]))
+                if way is None:
+                    weight.copy_(plain(weight))
+                    continue
+                rows, columns = folded.get(name, (None, None))
+                seen, wanted = squares[name], weight.float()
+                if rows is not None:
+                    wanted = wanted / rows[:, None]
+                if columns is not None:
+                    wanted, seen = wanted * columns, seen / (columns[:, None] * columns)
+                weight.copy_(self._by(way, wanted, seen))
+
+    def _fold(self, layer: dict[str, Any], squares: Weights, power: float) -> dict[str, Folded]:
+        """What rows and columns are to be stretched by; norms are changed here."""
+        found: dict[str, Folded] = {}
+        prefix = next(iter(layer)).split(".")[0]
+        for norm, names in _AFTER_NORMS.items():
+            module = self._norms[f"{prefix}.{norm}"]
+            before = module.weight.data.clone()
+            module.weight.data.copy_(before / _sizes(squares[f"{prefix}.{names[0]}"], power))
+            # What the norm gives in 16 bits decides: the product stays what it was.
+            columns = torch.where(module.weight == 0, 1.0, before.float() / module.weight.float())
+            found |= {f"{prefix}.{name}": (None, columns) for name in names}
+        sizes = _sizes(squares[f"{prefix}.mlp.down_proj"], power)
+        found[f"{prefix}.mlp.up_proj"] = (sizes, found[f"{prefix}.mlp.up_proj"][1])
+        return found | {f"{prefix}.mlp.down_proj": (None, sizes)}
 
     def _by(self, way: Way, weight: torch.Tensor, squares: torch.Tensor) -> torch.Tensor:
         if way.power is None:
