@@ -28,6 +28,13 @@ def byte_bar(title: str) -> Iterator[Callable[[int, int], None]]:
         shown.close()
 
 
+def thin_bar(**how: Any) -> Any:
+    """tqdm's bar on standard error, as wide as the terminal, gone when it is closed."""
+    from tqdm import tqdm
+
+    return tqdm(dynamic_ncols=True, leave=False, file=sys.stderr, **how)
+
+
 class _Bar:
     """A bar that goes when the work is done. Nothing is drawn before the first call."""
 
@@ -36,18 +43,13 @@ class _Bar:
         self._bar: Any = None
 
     def update(self, done_bytes: int, total_bytes: int) -> None:
-        from tqdm import tqdm
-
         if self._bar is None:
-            self._bar = tqdm(
+            self._bar = thin_bar(
                 desc=self._title,
                 total=total_bytes,
                 initial=done_bytes,
                 unit="B",
                 unit_scale=True,
-                dynamic_ncols=True,
-                leave=False,
-                file=sys.stderr,
             )
         self._bar.update(done_bytes - self._bar.n)
 

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from layerpack.cli.progress import thin_bar
+
 
 class SignOfLife:
     """`say` what is going on, in place of what was said before; `over` when there is more to see.
@@ -33,15 +35,10 @@ class SignOfLife:
         if not self._said:
             return
         if self._bar is None:
-            from tqdm import tqdm
-
-            self._bar = tqdm(
+            self._bar = thin_bar(
                 desc=text,
                 total=total,
                 bar_format="{desc} |{bar}| {n_fmt}/{total_fmt} " + unit,
-                dynamic_ncols=True,
-                leave=False,
-                file=sys.stderr,
             )
         self._bar.n = done
         self._bar.refresh()

@@ -132,20 +132,13 @@ def ignored_patterns(model: Any) -> tuple[str, ...]:
 def forward_arguments(network: Any, cache: Any, logits: int) -> dict[str, Any]:
     """Arguments of a forward that reads and extends `cache`, with the last `logits` rows of logits.
 
+    `cache` None: of one that keeps nothing.
     The cache is called `cache` from transformers 5.24 on, and `past_key_values` before.
     """
     known = inspect.signature(type(network).forward).parameters
-    arguments: dict[str, Any] = {"use_cache": True}
-    arguments["cache" if "cache" in known else "past_key_values"] = cache
-    if "logits_to_keep" in known:
-        arguments["logits_to_keep"] = logits
-    return arguments
-
-
-def whole_arguments(network: Any, logits: int) -> dict[str, Any]:
-    """Arguments of a forward over whole sequences, for the last `logits` rows of each."""
-    known = inspect.signature(type(network).forward).parameters
-    arguments: dict[str, Any] = {"use_cache": False} if "use_cache" in known else {}
+    arguments: dict[str, Any] = {"use_cache": cache is not None}
+    if cache is not None:
+        arguments["cache" if "cache" in known else "past_key_values"] = cache
     if "logits_to_keep" in known:
         arguments["logits_to_keep"] = logits
     return arguments

@@ -122,10 +122,10 @@ class Lab:
             for name, module in layer.named_children()
             if name in _AFTER_NORMS
         }
-        modules = {name: module for layer in self.layers for name, module in layer.items()}
+        self._linear = {name: module for layer in self.layers for name, module in layer.items()}
         self._plain = {
             name: module.weight.detach().cpu().clone()
-            for name, module in (modules | self._norms).items()
+            for name, module in (self._linear | self._norms).items()
         }
 
     @torch.inference_mode()
@@ -164,10 +164,7 @@ class Lab:
 
     def restore(self) -> None:
         """16-bit weights everywhere."""
-        for layer in self.layers:
-            for name, module in layer.items():
-                module.weight.data.copy_(self._plain[name])
-        for name, module in self._norms.items():
+        for name, module in (self._linear | self._norms).items():
             module.weight.data.copy_(self._plain[name])
 
     @torch.no_grad()
@@ -175,7 +172,7 @@ class Lab:
         """Put the weights in as they are decoded once they are quantised; None: as usual."""
         self.restore()
         if way is not None and not way.in_turn and not self._squares:
-            self._squares = self.squares({n: m for layer in self.layers for n, m in layer.items()})
+            self._squares = self.squares(self._linear)
         for layer in self.layers:
             squares = self.squares(layer) if way is not None and way.in_turn else self._squares
             folded: dict[str, Folded] = {}

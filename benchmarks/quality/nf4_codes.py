@@ -24,11 +24,11 @@ class Codes:
 
 
 def plain(weight: torch.Tensor) -> torch.Tensor:
-    """bitsandbytes' own."""
+    """bitsandbytes' own, as packs store weights: through NF4 and back, in the same dtype."""
     codes, state = bnb.quantize_4bit(
-        weight.bfloat16().contiguous(), blocksize=BLOCK, quant_type="nf4", compress_statistics=True
+        weight.contiguous(), blocksize=BLOCK, quant_type="nf4", compress_statistics=True
     )
-    found: torch.Tensor = bnb.dequantize_4bit(codes, state)
+    found: torch.Tensor = bnb.dequantize_4bit(codes, state).view_as(weight)
     return found
 
 

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import bitsandbytes.functional as bnb
 import torch
+from nf4_codes import plain
 from safetensors.torch import load_file, save_file
 
 from layerpack.convert.api import convert
@@ -39,15 +39,6 @@ Tensors = dict[str, torch.Tensor]
 Edit = Callable[[Tensors], None]
 
 
-def as_nf4(tensor: torch.Tensor) -> torch.Tensor:
-    """Through bitsandbytes' NF4, as packs store weights, and back."""
-    codes, state = bnb.quantize_4bit(
-        tensor.contiguous(), blocksize=64, quant_type="nf4", compress_statistics=True
-    )
-    found: torch.Tensor = bnb.dequantize_4bit(codes, state).view_as(tensor)
-    return found
-
-
 def parted(tensors: Tensors) -> None:
     """lm_head has a copy of its own, if it has none yet."""
     tensors.setdefault(HEAD, tensors[EMBEDDING].clone())
@@ -56,20 +47,20 @@ def parted(tensors: Tensors) -> None:
 def embedding(tensors: Tensors) -> None:
     """lm_head stays as it is."""
     parted(tensors)
-    tensors[EMBEDDING] = as_nf4(tensors[EMBEDDING])
+    tensors[EMBEDDING] = plain(tensors[EMBEDDING])
 
 
 def both(tensors: Tensors) -> None:
     """The embedding, and lm_head, which may be the same."""
     for name in {EMBEDDING, HEAD} & tensors.keys():
-        tensors[name] = as_nf4(tensors[name])
+        tensors[name] = plain(tensors[name])
 
 
 def everything(tensors: Tensors) -> None:
     """All that is not NF4 in a pack: embedding, lm_head, norms, biases."""
     linear = {name for name, tensor in tensors.items() if tensor.dim() == 2}
     for name in (tensors.keys() - linear) | {EMBEDDING} | (tensors.keys() & {HEAD}):
-        tensors[name] = as_nf4(tensors[name])
+        tensors[name] = plain(tensors[name])
 
 
 @dataclass(frozen=True, slots=True)

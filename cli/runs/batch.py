@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from layerpack.cli.options.memory import limits_of
+from layerpack.cli.progress import thin_bar
 from layerpack.cli.sign_of_life import SignOfLife
 from layerpack.formats.errors import PromptError
 from layerpack.formats.pack import Pack
@@ -109,20 +110,15 @@ def _shown(model: Model) -> Iterator[Callable[[Tally], None]]:
     if not sys.stderr.isatty():
         yield lambda tally: None
         return
-    from tqdm import tqdm
-
     begin_s, bar = time.perf_counter(), None
 
     def show(tally: Tally) -> None:
         nonlocal bar
         if bar is None:
-            bar = tqdm(
+            bar = thin_bar(
                 total=tally.total,
                 initial=tally.before,
                 unit="answer",
-                dynamic_ncols=True,
-                leave=False,
-                file=sys.stderr,
             )
         counts, seconds = model.counts, max(1e-9, time.perf_counter() - begin_s)
         bar.set_postfix_str(

@@ -5,16 +5,17 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
-from layerpack.cli.progress import byte_bar
+from layerpack.cli.progress import byte_bar, thin_bar
 from layerpack.cli.runs.scratch import scratch_beside
 from layerpack.cli.sign_of_life import SignOfLife
 from layerpack.convert.api import convert
@@ -69,6 +70,7 @@ def run(path: Path, options: dict[str, Any], life: SignOfLife) -> int:
             if file is None:
                 return INTERRUPTED
             reference = stack.enter_context(LogitsFile.open(file))
+            _check_name(reference, file, options["reference"])
             reference.check(windows)
         begin_s = time.perf_counter()
         how, at_a_time = fitting(pack, how, windows)
@@ -77,11 +79,14 @@ def run(path: Path, options: dict[str, Any], life: SignOfLife) -> int:
             with _bar("windows", len(windows)) as show:
                 outcome = evaluate(model, windows, at_a_time, reference=reference, on_windows=show)
         name = None if reference is None else reference.reference
-        document = _document(path, windows, outcome, name, time.perf_counter() - begin_s)
+        seconds = time.perf_counter() - begin_s
+    figures = outcome.scores.figures()
+    document = _document(path, windows, outcome, name, seconds)
     if options["as_json"]:
-        click.echo(json.dumps(document, indent=1))
+        fields = {key: _fields(figure) for key, figure in figures.items()}
+        click.echo(json.dumps(document | fields, indent=1))
     else:
-        for line in _lines(document, outcome):
+        for line in _lines(document, figures):
             click.echo(line)
     if outcome.interrupted:
         click.echo("interrupted: the figures are of the windows so far", err=True)
@@ -100,8 +105,6 @@ def _reference(
     """The file of the reference's logits; None if making it was interrupted."""
     source, file = options["reference"], options["logits"]
     if file is not None and file.exists():
-        if source is not None:
-            _check_name(file, source)
         return Path(file)
     if source is None:
         raise TargetError(f"{file}: not there; name whose logits to put there with --reference")
@@ -128,13 +131,12 @@ def _reference(
     return Path(file)
 
 
-def _check_name(file: Path, source: str) -> None:
-    with LogitsFile.open(file) as kept:
-        if kept.reference != source:
-            raise TargetError(
-                f"{file}: holds the logits of {printable(kept.reference)}; give another file, or "
-                "leave --reference out"
-            )
+def _check_name(kept: LogitsFile, file: Path, source: str | None) -> None:
+    if source is not None and kept.reference != source:
+        raise TargetError(
+            f"{file}: holds the logits of {printable(kept.reference)}; give another file, or "
+            "leave --reference out"
+        )
 
 
 @contextmanager
@@ -150,7 +152,7 @@ def _as_pack(source: str, file: Path, device: str) -> Iterator[Pack]:
         with byte_bar(f"{printable(source)} in 16 bits") as progress:
             convert(source, sixteen, options, progress, _announce)
     yield Pack.open(sixteen)
-    _remove(sixteen)
+    shutil.rmtree(sixteen)
 
 
 def _is_in_16_bits(pack: Path, source: str) -> bool:
@@ -166,28 +168,16 @@ def _announce(work: Remaining) -> None:
     )
 
 
-def _remove(pack: Path) -> None:
-    """Only files of a pack's kind lie in it, and no directories."""
-    for file in pack.iterdir():
-        file.unlink()
-    pack.rmdir()
-
-
 @contextmanager
 def _bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
     """A bar of windows on a terminal, gone when they are done; nothing elsewhere."""
     if not sys.stderr.isatty():
         yield lambda count: None
         return
-    from tqdm import tqdm
-
-    with tqdm(
+    with thin_bar(
         desc=title,
         total=total,
         unit="window",
-        dynamic_ncols=True,
-        leave=False,
-        file=sys.stderr,
     ) as bar:
         bar.refresh()
         yield bar.update
@@ -196,7 +186,6 @@ def _bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
 def _document(
     path: Path, windows: Windows, outcome: Outcome, reference: str | None, seconds: float
 ) -> dict[str, Any]:
-    figures = outcome.scores.figures()
     return {
         "pack": str(path),
         "reference": reference,
@@ -206,7 +195,6 @@ def _document(
         "passes": outcome.passes,
         "seconds": round(seconds, 3),
         "interrupted": outcome.interrupted,
-        **{name: _fields(figure) for name, figure in figures.items()},
     }
 
 
@@ -226,14 +214,14 @@ _TITLES = {
 }
 
 
-def _lines(document: dict[str, Any], outcome: Outcome) -> Iterator[str]:
+def _lines(document: dict[str, Any], figures: Mapping[str, Figure]) -> Iterator[str]:
     yield printable(
         f"{document['pack']}: {document['windows']} windows of {document['window_tokens']} "
         f"tokens, {document['scored_tokens']} scored, in {document['seconds']:.1f} s"
     )
     if document["reference"] is not None:
         yield printable(f"reference: {document['reference']}")
-    for name, figure in outcome.scores.figures().items():
+    for name, figure in figures.items():
         title, scale, unit = _TITLES[name], 1, ""
         if name == "same_first_choice":
             scale, unit = 100, " %"

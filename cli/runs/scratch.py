@@ -30,9 +30,11 @@ def scratch_beside(pack: Path) -> Iterator[Path]:
             f"{room}: nothing can be written beside the pack ({reason.strerror}); name a place "
             "for the reference's logits with --logits"
         ) from reason
-    lock = os.open(found / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    new = found / f"{_LOCK}.new"
+    lock = os.open(new, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try_lock(lock)
+        os.rename(new, found / _LOCK)  # others look for that name: never for one that is unlocked
         yield found
     finally:
         os.close(lock)

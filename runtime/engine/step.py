@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from layerpack.libraries.transformers_api import forward_arguments, whole_arguments
+from layerpack.libraries.transformers_api import forward_arguments
 from layerpack.runtime.network.row_network import RowNetwork
 from layerpack.runtime.network.rows import Part
 
@@ -29,9 +29,7 @@ def plain_step(network: Any, ids: torch.Tensor, cache: Any) -> torch.Tensor:
 
     Returns the logits (1, vocabulary) of the last token. Raises StreamError.
     """
-    out = network(input_ids=ids, **forward_arguments(network, cache, 1))
-    logits: torch.Tensor = out.logits
-    return logits[0, -1:]
+    return _forward(network, ids, cache, 1)[0]
 
 
 @torch.inference_mode()
@@ -40,6 +38,10 @@ def whole_step(network: Any, ids: torch.Tensor, last: int) -> torch.Tensor:
 
     Returns the logits (sequences, last, vocabulary) of the last tokens of each. Raises StreamError.
     """
-    out = network(input_ids=ids.to(network.device), **whole_arguments(network, last))
+    return _forward(network, ids.to(network.device), None, last)
+
+
+def _forward(network: Any, ids: torch.Tensor, cache: Any, last: int) -> torch.Tensor:
+    out = network(input_ids=ids, **forward_arguments(network, cache, last))
     logits: torch.Tensor = out.logits
     return logits[:, -last:]

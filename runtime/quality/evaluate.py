@@ -12,6 +12,7 @@ from layerpack.formats.errors import CapacityError, PackError
 from layerpack.formats.pack import Pack
 from layerpack.libraries.dtypes import TORCH_DTYPES
 from layerpack.runtime.core.patience import Patience
+from layerpack.runtime.core.slices import head_weight
 from layerpack.runtime.machine.devices import pick_device
 from layerpack.runtime.model import Model
 from layerpack.runtime.open_options import OpenOptions
@@ -63,11 +64,8 @@ def fitting(pack: Pack, options: OpenOptions, windows: Windows) -> tuple[OpenOpt
 
 def num_vocabulary(pack: Pack) -> int:
     """How many logits a token has."""
-    model, head = pack.manifest.model, pack.manifest.head
-    if model.tied:
-        return pack.manifest.embedding.tensor(model.embedding).shape[0]
-    state = head.nf4.get(model.head)
-    return (state.shape if state else head.tensor(model.head).shape)[0]
+    _, _, num_rows = head_weight(pack)
+    return num_rows
 
 
 def check_vocabulary(pack: Pack, of_reference: int) -> None:
@@ -102,6 +100,8 @@ def evaluate(
     `on_windows(count)` is called after each pass. Ctrl-C ends it early: what there is comes back.
     Raises StreamError, and PackError for a reference of another vocabulary.
     """
+    if reference is not None:
+        check_vocabulary(model.pack, reference.num_vocabulary)
     scores, done, passes, interrupted = Scores(), 0, 0, False
     try:
         for begin in range(0, len(windows), at_a_time):
@@ -109,9 +109,7 @@ def evaluate(
             logits = _scored(model, windows, begin, end)
             true = None
             if reference is not None:
-                true = reference.logits(begin, end)
-                check_vocabulary(model.pack, true.shape[-1])
-                true = true.flatten(0, 1)
+                true = reference.logits(begin, end).flatten(0, 1)
             scores.add(logits.flatten(0, 1), windows.scored[begin:end].flatten(), true)
             done, passes = end, passes + 1
             on_windows(end - begin)

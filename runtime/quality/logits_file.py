@@ -23,7 +23,7 @@ import torch
 from layerpack.formats.disk import PARTIAL_SUFFIX, is_full, sync_directory, try_lock
 from layerpack.formats.errors import DiskFullError, PackError, TargetError
 from layerpack.formats.text import first_line
-from layerpack.formats.units import PAGE_BYTES, human_bytes
+from layerpack.formats.units import PAGE_BYTES, align_up, human_bytes
 from layerpack.libraries.dtypes import SAFETENSORS_DTYPES
 from layerpack.runtime.quality.windows import Windows
 
@@ -52,9 +52,9 @@ class LogitsShape:
     def opening(self) -> bytes:
         """All that stands before the logits: header and tokens, whole pages."""
         tokens = self.windows.ids.numpy().tobytes()
-        padded = -(-len(tokens) // PAGE_BYTES) * PAGE_BYTES
+        padded = align_up(len(tokens), PAGE_BYTES)
         shape = [len(self.windows), self.windows.num_scored, self.num_vocabulary]
-        # The name's own rules: bytes that belong to no tensor are not allowed.
+        # safetensors allows no bytes that belong to no tensor.
         fields = {
             "__metadata__": {"layerpack": "logits", "reference": self.reference},
             "tokens": {
@@ -74,7 +74,7 @@ class LogitsShape:
             },
         }
         header = json.dumps(fields, separators=(",", ":")).encode()
-        length = -(-(len(header) + _LENGTH.size) // PAGE_BYTES) * PAGE_BYTES - _LENGTH.size
+        length = align_up(len(header) + _LENGTH.size, PAGE_BYTES) - _LENGTH.size
         filled = header.ljust(length, b" ") + tokens.ljust(padded, b"\0")
         return _LENGTH.pack(length) + filled
 
@@ -161,10 +161,12 @@ def _disk_errors(path: Path) -> Iterator[None]:
 class LogitsFile:
     """A whole file, for reading; make one with `open`."""
 
-    def __init__(self, path: Path, file: object, reference: str, ids: torch.Tensor) -> None:
+    def __init__(
+        self, path: Path, file: object, reference: str, ids: torch.Tensor, num_vocabulary: int
+    ) -> None:
         self._path, self._file = path, file
-        self.reference, self.ids = reference, ids
-        """Whose logits they are; and the tokens of its windows."""
+        self.reference, self.ids, self.num_vocabulary = reference, ids, num_vocabulary
+        """Whose logits they are; the tokens of its windows; how many logits a token has."""
 
     @classmethod
     @contextmanager
@@ -184,7 +186,7 @@ class LogitsFile:
                 raise PackError(f"{path}: cannot be read ({first_line(reason)})") from reason
             if len(shape) != 3 or shape[:2] != [len(ids), Windows(ids=ids).num_scored]:
                 raise PackError(f"{path}: its logits are not those of its tokens; make it again")
-            yield cls(path, file, facts.get("reference", ""), ids)
+            yield cls(path, file, facts.get("reference", ""), ids, shape[2])
 
     def check(self, windows: Windows) -> None:
         """Raises PackError unless it begins with these windows."""
