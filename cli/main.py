@@ -25,6 +25,7 @@ _COMMANDS = {
     "serve": "Serve a pack over HTTP, as OpenAI's API.",
     "batch": "Answer a file of requests, many on each pass.",
     "eval": "Measure what a pack's text is worth: perplexity, divergence.",
+    "calibrate": "Collect what a better conversion chooses its codes by.",
     "inspect": "Show what is in a pack.",
     "verify": "Re-read a pack and check every digest.",
     "plan": "Show where the layers of a pack would live on this machine.",

@@ -35,6 +35,17 @@ def thin_bar(**how: Any) -> Any:
     return tqdm(dynamic_ncols=True, leave=False, file=sys.stderr, **how)
 
 
+@contextmanager
+def window_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar of windows on a terminal, gone when they are done; nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield lambda count: None
+        return
+    with thin_bar(desc=title, total=total, unit="window") as bar:
+        bar.refresh()
+        yield bar.update
+
+
 class _Bar:
     """A bar that goes when the work is done. Nothing is drawn before the first call."""
 

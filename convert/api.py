@@ -9,7 +9,9 @@ from pathlib import Path
 
 import torch
 
+from layerpack.convert.gptq.encoder import CalibratedEncoder
 from layerpack.convert.hub.download import existing_part, usual_cache
+from layerpack.convert.nf4.blocks import useful_workers
 from layerpack.convert.open_source import open_source
 from layerpack.convert.options import ConvertOptions
 from layerpack.convert.output.destination import Destination
@@ -19,18 +21,21 @@ from layerpack.convert.output.remaining import Remaining, find_remaining
 from layerpack.convert.output.resume import find_done, producer, run_fingerprint
 from layerpack.convert.output.small_files import SmallFiles, small_files
 from layerpack.convert.pipeline.pipeline import run_pipeline
+from layerpack.convert.plan.calibrated import calibrated
 from layerpack.convert.plan.config import read_config
 from layerpack.convert.plan.plan import ConversionPlan
 from layerpack.convert.plan.planner import plan_conversion
 from layerpack.convert.plan.storage import find_storage
 from layerpack.convert.plan.structure import find_structure
 from layerpack.convert.source.protocol import Source
+from layerpack.formats.calibration.calibration import Calibration
 from layerpack.formats.digest import bytes_digest
 from layerpack.formats.disk import is_full
 from layerpack.formats.each_file import ProgressCallback
 from layerpack.formats.errors import CapacityError, TargetError
 from layerpack.formats.manifest import facts as pack
 from layerpack.formats.manifest.document import dump_manifest
+from layerpack.formats.units import num_elements
 
 
 def convert(
@@ -45,8 +50,8 @@ def convert(
     After any break the same call goes on where it was, with the same bytes in the end. `progress`
     gets bytes done and bytes in all; what is downloaded counts when it arrives, too. `announce`
     is told what there is to do, before any weight is read and before space is found to lack. Raises
-    SourceError, TargetError (DiskFullError), UnsupportedError or HubError; nothing appears under
-    the target's name unless it is whole.
+    SourceError, TargetError (DiskFullError), UnsupportedError, HubError or CalibrationError;
+    nothing appears under the target's name unless it is whole.
     """
     options = options or ConvertOptions()
     destination = Destination(out)
@@ -58,6 +63,9 @@ def convert(
         open_source(source, options, scratch=destination.scratch) as opened,
     ):
         plan = plan_source(opened, options)
+        encoder = None
+        if options.calibration is not None:
+            plan, encoder = _calibrated(plan, options.calibration, device)
         run = run_fingerprint(plan, opened)
         try:
             done = replace(
@@ -80,7 +88,7 @@ def convert(
             )
             with Journal(destination.journal, run, done) as journal:
                 destination.sync_names()
-                _write_blobs(plan, work, opened, destination, journal, device, progress)
+                _write_blobs(plan, work, opened, destination, journal, device, progress, encoder)
             files = _write_small_files(small, destination)
             manifest = make_manifest(plan, done, opened, files)
             destination.write_file(pack.MANIFEST_NAME, dump_manifest(manifest))
@@ -170,6 +178,7 @@ def _write_blobs(
     journal: Journal,
     device: torch.device,
     progress: ProgressCallback | None,
+    encoder: CalibratedEncoder | None,
 ) -> None:
     done = journal.progress
     blobs = [plan.blobs[place] for place in plan.write_order]
@@ -188,7 +197,27 @@ def _write_blobs(
         device=device,
         undigested=undigested,
         report=meter.add,
+        calibrated=encoder,
     )
+
+
+def _calibrated(
+    plan: ConversionPlan, path: Path, device: torch.device
+) -> tuple[ConversionPlan, CalibratedEncoder]:
+    """The plan with what the calibration does to it, and the time that takes said."""
+    calibration = Calibration.open(path)
+    calibration.verify()
+    plan, names = calibrated(plan, calibration)
+    assert plan.quantization is not None
+    encoder = CalibratedEncoder(
+        calibration, names, block_size=plan.quantization.block_size, device=device
+    )
+    specs = [item.spec for blob in plan.blobs for item in blob.items if item.spec.name in names]
+    sample = max(specs, key=lambda spec: spec.shape[1])
+    each_s = encoder.element_s(sample.name, sample.shape[1]) / useful_workers(device)
+    whole_s = each_s * sum(num_elements(spec.shape) for spec in specs)
+    said = f"choosing codes takes about {whole_s:.0f} s"
+    return replace(plan, notes=(*plan.notes, said)), encoder
 
 
 def _write_small_files(small: SmallFiles, destination: Destination) -> list[pack.FileEntry]:

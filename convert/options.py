@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 DEFAULT_BLOCK_SIZE = 64
 
@@ -16,7 +17,8 @@ class ConvertOptions:
     the bytes do not depend on it. `force` replaces what stands under the target's name and starts
     over where an unfinished conversion does not fit. `zstd_level` (1 to 22) compresses the pack.
     `revision` and `keep_source` concern the Hub. `skip` are patterns, as in a shell, of tensors to
-    leave out if the model has no place for them.
+    leave out if the model has no place for them. `calibration`: a directory that `layerpack
+    calibrate` wrote, to choose codes and scales by.
     """
 
     nf4: bool = True
@@ -29,3 +31,4 @@ class ConvertOptions:
     keep_source: bool = False
     zstd_level: int | None = None
     skip: tuple[str, ...] = ()
+    calibration: Path | None = None

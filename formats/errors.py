@@ -6,6 +6,7 @@
     ├── SourceError            a checkpoint cannot be read or converted
     │   ├── HubError           the Hub refused, is unreachable, or sent what it did not state
     │   └── UnsupportedError   a model or a storage type that layerpack does not handle
+    ├── CalibrationError       a calibration that is damaged, or another model's
     ├── TargetError            the output cannot be written where it was asked for
     │   └── DiskFullError      not enough free space, before or during the work
     ├── CapacityError          the asked context, tiers or slots do not fit into memory
@@ -41,6 +42,10 @@ class HubError(SourceError):
 
 class UnsupportedError(SourceError):
     """A model or a storage type that layerpack does not handle."""
+
+
+class CalibrationError(LayerpackError):
+    """A calibration that is damaged, or another model's."""
 
 
 class TargetError(LayerpackError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -66,6 +67,12 @@ if TYPE_CHECKING:
     metavar="PATTERN",
     help="Leave out tensors that the model has no place for, as 'model.mtp.*'; may be repeated.",
 )
+@click.option(
+    "--calibration",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Choose codes by what `layerpack calibrate` found: the same size, nearer to the source.",
+)
 @click.option("--keep-source", is_flag=True, help="Keep downloads in the usual Hub cache.")
 def convert(
     source: str,
@@ -80,6 +87,7 @@ def convert(
     keep_source: bool,
     zstd: int | None,
     skip: tuple[str, ...],
+    calibration: Path | None,
 ) -> None:
     """Turn the checkpoint SOURCE into a pack at OUT.
 
@@ -87,7 +95,7 @@ def convert(
     file. After a break, the same command goes on where it was; what is finished is not read again
     (`layerpack verify` reads all of a pack).
     """
-    if bits == "16" and (block_size or double_quant is not None or head == "nf4"):
+    if bits == "16" and (block_size or double_quant is not None or head == "nf4" or calibration):
         raise click.UsageError("--bits 16 quantises nothing; leave the options of NF4 out")
     options = ConvertOptions(
         nf4=bits == "4",
@@ -100,6 +108,7 @@ def convert(
         keep_source=keep_source,
         zstd_level=zstd,
         skip=skip,
+        calibration=calibration,
     )
     start_s = time.monotonic()
     with sign_of_life(f"looking at {printable(source)} …") as life:

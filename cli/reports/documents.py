@@ -37,6 +37,13 @@ def pack_document(
             "block_size": how.block_size,
             "double_quant": how.double_quant,
             "head": how.head,
+            "calibration": how.calibration
+            and {
+                "digest": how.calibration.digest,
+                "text": how.calibration.text,
+                "num_tokens": how.calibration.num_tokens,
+                "num_weights": how.calibration.num_weights,
+            },
         },
         "compression": _compression_fields(manifest),
         "blobs": [_blob_fields(blob, tensors) for blob in manifest.blobs],

@@ -48,6 +48,11 @@ def facts_lines(title: str, manifest: Manifest) -> Iterator[str]:
         nested = "double quantisation" if how.double_quant else "scales in float32"
         stored = f"NF4 in blocks of {how.block_size}, {nested}; the rest in {model.dtype}"
     yield printable(f"quantisation  {stored}, lm_head: {head}")
+    if how is not None and (chosen := how.calibration) is not None:
+        yield (
+            f"calibration   codes of {chosen.num_weights} weights, by {chosen.num_tokens} tokens "
+            f"({chosen.digest})"
+        )
     if (used := manifest.compression) is not None:
         yield printable(
             f"compression   zstd {used.library} at level {used.level}: "

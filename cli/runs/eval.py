@@ -6,16 +6,15 @@ import contextlib
 import json
 import math
 import shutil
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
-from layerpack.cli.progress import byte_bar, thin_bar
+from layerpack.cli.progress import byte_bar, window_bar
 from layerpack.cli.runs.scratch import scratch_beside
 from layerpack.cli.sign_of_life import SignOfLife
 from layerpack.convert.api import convert
@@ -76,7 +75,7 @@ def run(path: Path, options: dict[str, Any], life: SignOfLife) -> int:
         how, at_a_time = fitting(pack, how, windows)
         with Model.open(pack, how) as model:
             life.over()
-            with _bar("windows", len(windows)) as show:
+            with window_bar("windows", len(windows)) as show:
                 outcome = evaluate(model, windows, at_a_time, reference=reference, on_windows=show)
         name = None if reference is None else reference.reference
         seconds = time.perf_counter() - begin_s
@@ -122,7 +121,7 @@ def _reference(
             opened, at_a_time = fitting(reference, how, windows)
             with Model.open(reference, opened) as model:
                 life.over()
-                with _bar(f"logits of {name}", len(windows)) as show:
+                with window_bar(f"logits of {name}", len(windows)) as show:
                     keep_logits(model, windows, at_a_time, file, name=source, on_windows=show)
     except KeyboardInterrupt:
         goes_on = "; the same command goes on from here" if options["logits"] else ""
@@ -166,21 +165,6 @@ def _announce(work: Remaining) -> None:
         f"({human_bytes(work.free_bytes)} free)",
         err=True,
     )
-
-
-@contextmanager
-def _bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar of windows on a terminal, gone when they are done; nothing elsewhere."""
-    if not sys.stderr.isatty():
-        yield lambda count: None
-        return
-    with thin_bar(
-        desc=title,
-        total=total,
-        unit="window",
-    ) as bar:
-        bar.refresh()
-        yield bar.update
 
 
 def _document(

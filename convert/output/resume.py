@@ -45,6 +45,7 @@ def run_fingerprint(plan: ConversionPlan, source: Source) -> str:
             ],
             "config": read_config(source.config_dir),
             "quantization": how and [how.block_size, how.double_quant, how.head],
+            **({"calibration": how.calibration.digest} if how and how.calibration else {}),
             "compression": plan.compression and [plan.compression.level, plan.compression.library],
             "blobs": [
                 [blob.file, blob.layout.file_bytes, [item.source for item in blob.items]]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from layerpack.convert.gptq.encoder import CalibratedEncoder
 from layerpack.convert.nf4.blocks import BlockEncoder
 from layerpack.convert.pipeline.weights import Cut, WeightReader, all_finite, raw_bytes
 from layerpack.convert.plan.plan import Action, Item
@@ -36,8 +37,15 @@ class PieceMaker:
     """Makes pieces of items, in any number of threads. Holds no tensor between two calls."""
 
     def __init__(
-        self, source: Source, storage: Storage, *, block_size: int | None, device: torch.device
+        self,
+        source: Source,
+        storage: Storage,
+        *,
+        block_size: int | None,
+        device: torch.device,
+        calibrated: CalibratedEncoder | None = None,
     ) -> None:
+        self._calibrated = calibrated
         self._source, self._weights = source, WeightReader(source, storage, device=device)
         self._encoder: BlockEncoder | None = None
         if block_size is not None:
@@ -68,8 +76,13 @@ class PieceMaker:
             self._check_same(cut, item.same_as, tensor)
         absmax = None
         if item.action is Action.QUANTISE:
-            assert self._encoder is not None
-            codes, absmax = self._encoder.encode(tensor.reshape(-1))
+            if self._calibrated is not None and self._calibrated.knows(item.spec.name):
+                if not all_finite(tensor):
+                    raise self._not_finite(cut)
+                codes, absmax = self._calibrated.encode(item.spec.name, tensor)
+            else:
+                assert self._encoder is not None
+                codes, absmax = self._encoder.encode(tensor.reshape(-1))
             data, is_finite = raw_bytes(codes), all_finite(absmax)
         else:
             data, is_finite = raw_bytes(tensor), all_finite(tensor)

@@ -17,6 +17,7 @@ from itertools import chain
 
 import torch
 
+from layerpack.convert.gptq.encoder import CalibratedEncoder
 from layerpack.convert.nf4.blocks import useful_workers
 from layerpack.convert.nf4.quantize import finish_nf4
 from layerpack.convert.nf4.torch_threads import one_torch_thread
@@ -50,6 +51,7 @@ def run_pipeline(
     device: torch.device,
     undigested: Sequence[str],
     report: Callable[[int], None],
+    calibrated: CalibratedEncoder | None = None,
 ) -> None:
     """Convert `blobs`, in that order, and take the digests of the source files `undigested`.
 
@@ -58,7 +60,9 @@ def run_pipeline(
     """
     uses = [blob.source_files for blob in blobs]
     block_size = None if plan.quantization is None else plan.quantization.block_size
-    maker = PieceMaker(source, plan.storage, block_size=block_size, device=device)
+    maker = PieceMaker(
+        source, plan.storage, block_size=block_size, device=device, calibrated=calibrated
+    )
     level = None if plan.compression is None else plan.compression.level
     with one_torch_thread(), Crew() as crew:
         ready: Channel[Piece] = Channel(crew, _PIECES_AHEAD)

@@ -18,6 +18,7 @@ from layerpack.formats.manifest.facts import (
     FORMAT_VERSION,
     MANIFEST_NAME,
     Blob,
+    Calibrated,
     FileEntry,
     Manifest,
     Quantization,
@@ -74,6 +75,20 @@ def _quantization_fields(how: Quantization | None) -> dict[str, Any]:
         "double_quant": how.double_quant,
         "nested_block_size": NESTED_BLOCK_SIZE,
         "head": how.head,
+        **_calibration_fields(how.calibration),
+    }
+
+
+def _calibration_fields(used: Calibrated | None) -> dict[str, Any]:
+    if used is None:
+        return {}
+    return {
+        "calibration": {
+            "digest": used.digest,
+            "text": used.text,
+            "tokens": used.num_tokens,
+            "weights": used.num_weights,
+        }
     }
 
 

@@ -73,12 +73,26 @@ class Model:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Calibrated:
+    """What the codes of `num_weights` weights were chosen by: see formats/calibration.py."""
+
+    digest: str
+    text: str
+    num_tokens: int
+    num_weights: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Quantization:
-    """How linear weights of the layers are stored; `head` says whether lm_head is, too."""
+    """How linear weights of the layers are stored; `head` says whether lm_head is, too.
+
+    `calibration` None: each code is the nearest, each scale the largest weight of its block.
+    """
 
     block_size: int
     double_quant: bool
     head: bool
+    calibration: Calibrated | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,7 @@ from layerpack.formats.digest import is_digest
 from layerpack.formats.frames.table import FrameTable
 from layerpack.formats.manifest.facts import (
     Blob,
+    Calibrated,
     Compression,
     FileEntry,
     Manifest,
@@ -99,6 +100,19 @@ class ManifestReader:
             block_size=self.take(fields, "block_size", is_size, where, 64),
             double_quant=self.take(fields, "double_quant", _is_bool, where, True),
             head=self.take(fields, "head", _is_bool, where, False),
+            calibration=self.calibration(fields),
+        )
+
+    def calibration(self, quantization: Any) -> Calibrated | None:
+        """An old reader goes on without it: the bytes are plain NF4."""
+        if not isinstance(quantization, dict) or "calibration" not in quantization:
+            return None
+        fields, where = quantization["calibration"], "quantization.calibration."
+        return Calibrated(
+            digest=self.take(fields, "digest", is_digest, where, ""),
+            text=self.take(fields, "text", is_digest, where, ""),
+            num_tokens=self.take(fields, "tokens", is_size, where, 0),
+            num_weights=self.take(fields, "weights", is_size, where, 0),
         )
 
     def blob(self, fields: Any, where: str) -> Blob:

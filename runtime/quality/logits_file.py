@@ -20,11 +20,12 @@ from typing import BinaryIO
 
 import torch
 
-from layerpack.formats.disk import PARTIAL_SUFFIX, is_full, sync_directory, try_lock
+from layerpack.formats.disk import PARTIAL_SUFFIX, sync_directory, try_lock
 from layerpack.formats.errors import DiskFullError, PackError, TargetError
 from layerpack.formats.text import first_line
 from layerpack.formats.units import PAGE_BYTES, align_up, human_bytes
 from layerpack.libraries.dtypes import SAFETENSORS_DTYPES
+from layerpack.runtime.quality.disk_errors import disk_errors
 from layerpack.runtime.quality.windows import Windows
 
 _LENGTH = struct.Struct("<Q")
@@ -90,7 +91,7 @@ class LogitsWriter:
     def append(self, logits: torch.Tensor) -> None:
         """The next windows' (windows, scored tokens, vocabulary). Raises DiskFullError."""
         raw = logits.to(self._shape.dtype).cpu().contiguous().view(torch.uint8)
-        with _disk_errors(self._path):
+        with disk_errors(self._path):
             self._file.write(raw.numpy().data)
         self.num_done += len(logits)
 
@@ -103,7 +104,7 @@ def writing(path: Path, shape: LogitsShape) -> Iterator[LogitsWriter]:
     """
     partial = path.with_name(path.name + PARTIAL_SUFFIX)
     opening = shape.opening()
-    with _disk_errors(path):
+    with disk_errors(path):
         with open(os.open(partial, os.O_RDWR | os.O_CREAT, 0o644), "r+b") as file:
             if not try_lock(file.fileno()):
                 raise TargetError(f"{path}: another process is making it")
@@ -143,19 +144,6 @@ def _check_room(path: Path, missing_bytes: int) -> None:
             f"{path}: {human_bytes(missing_bytes)} of logits to write, "
             f"{human_bytes(free_bytes)} free; make room, or take fewer windows with --windows"
         )
-
-
-@contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as reason:
-        if is_full(reason):
-            raise DiskFullError(
-                f"{path}: the disk is full; make room and run the same command again, it goes on "
-                "from there"
-            ) from reason
-        raise TargetError(f"{path}: cannot be written ({reason.strerror})") from reason
 
 
 class LogitsFile:

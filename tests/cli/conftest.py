@@ -78,8 +78,9 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
         with pytest.raises(SystemExit) as ended:
             main([str(argument) for argument in arguments])
         text = capsys.readouterr()
-        assert isinstance(ended.value.code, int)
-        return Done(code=ended.value.code, out=text.out, err=text.err)
+        code = ended.value.code or 0  # None is an end without an error
+        assert isinstance(code, int)
+        return Done(code=code, out=text.out, err=text.err)
 
     return call
 

@@ -1,0 +1,147 @@
+"""Rows of weights to codes and scales as a calibration has them; the same bytes on every device."""
+
+from __future__ import annotations
+
+import functools
+import threading
+import time
+from collections.abc import Callable
+from collections.abc import Set as AbstractSet
+from typing import Any
+
+import torch
+
+from layerpack.convert.gptq.ratios import RATIOS
+from layerpack.convert.nf4.blocks import pack_codes
+from layerpack.formats.blob.nf4 import NF4_CODES
+from layerpack.formats.calibration.calibration import Calibration
+from layerpack.formats.calibration.inputs import Inputs
+from layerpack.formats.errors import UnsupportedError
+
+_KEPT = 4  # inputs made ready: those of the weights that are under way
+_SAMPLE_ROWS = 256
+Encode = Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]]
+
+
+class CalibratedEncoder:
+    """Encodes on one device. Threads may share it."""
+
+    def __init__(
+        self,
+        calibration: Calibration,
+        names: AbstractSet[str],
+        *,
+        block_size: int,
+        device: torch.device,
+    ) -> None:
+        """`names`: of the weights that it is for, in the pack.
+
+        Raises UnsupportedError if the library that compiles the arithmetic is not there.
+        """
+        self._calibration, self._names, self._block_size = calibration, names, block_size
+        # A GPU without Triton (Windows) leaves the work to the CPU: the bytes are the same.
+        if device.type == "cuda" and _has_triton():
+            make: Callable[[Inputs], Encode] = functools.partial(_OnGpu, device)
+        else:
+            _require_numba()
+            make = _OnCpu
+        self._ready = functools.lru_cache(_KEPT)(lambda name: make(calibration.inputs(name)))
+
+    def encode(self, name: str, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Packed codes (uint8, flat) and scales (float32, flat), on the CPU, of a weight's rows.
+
+        `rows` (rows, in): finite floats of 16 or 32 bits on the CPU; `name`: the weight's in the
+        pack, one that the calibration knows. Raises CalibrationError.
+        """
+        encode = self._ready(self._calibration.users[name])
+        codes, scales = encode(rows, self._block_size)
+        return codes, scales.flatten()
+
+    def knows(self, name: str) -> bool:
+        """Whether a weight is to be encoded here."""
+        return name in self._names
+
+    def element_s(self, name: str, num_columns: int) -> float:
+        """How long an element of a weight takes one worker, measured on a few rows."""
+        rows = torch.randn(_SAMPLE_ROWS, num_columns)
+        self.encode(name, rows[:1])  # compiles
+        begin_s = time.perf_counter()
+        self.encode(name, rows)
+        return (time.perf_counter() - begin_s) / rows.numel()
+
+
+class _OnCpu:
+    """Encodes weights of certain inputs."""
+
+    def __init__(self, inputs: Inputs) -> None:
+        self._inputs = inputs.importance, inputs.order, inputs.feedback.astype("float32")
+
+    def __call__(self, rows: torch.Tensor, block_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        from layerpack.convert.gptq.on_cpu import encode_tiles  # late: half a second
+
+        num_rows, num_columns = rows.shape
+        codes = torch.empty(num_rows, num_columns, dtype=torch.uint8)
+        scales = torch.empty(num_rows, num_columns // block_size)
+        encode_tiles(rows.float().numpy(), *self._inputs, block_size, codes.numpy(), scales.numpy())
+        packed = torch.empty(codes.numel() // 2, dtype=torch.uint8)
+        pack_codes(codes.view(-1), packed)
+        return packed, scales
+
+
+class _OnGpu:
+    """The same on a GPU; each thread has a stream of its own."""
+
+    _own = threading.local()
+
+    def __init__(self, device: torch.device, inputs: Inputs) -> None:
+        self._device = device
+        values = torch.tensor(NF4_CODES, dtype=torch.float32)
+        self._tensors: dict[str, torch.Tensor] = {
+            name: tensor.to(device)
+            for name, tensor in {
+                "importance": torch.from_numpy(inputs.importance),
+                "order": torch.from_numpy(inputs.order),
+                "feedback": torch.from_numpy(inputs.feedback).float(),
+                "ratios": torch.tensor(RATIOS),
+                "middles": (values[1:] + values[:-1]) / 2,
+                "values": values,
+            }.items()
+        }
+        torch.cuda.synchronize(device)  # threads use them in streams of their own
+
+    def __call__(self, rows: torch.Tensor, block_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        from layerpack.convert.gptq.on_gpu import encode_columns
+
+        if not hasattr(self._own, "stream"):
+            self._own.stream = torch.cuda.Stream(self._device)
+        with torch.cuda.stream(self._own.stream):
+            weight = rows.to(self._device, non_blocking=True)
+            codes, scales = encode_columns(weight, block_size, **self._tensors)
+            packed = torch.empty(codes.numel() // 2, dtype=torch.uint8, device=self._device)
+            pack_codes(codes.view(-1), packed)
+            found = [_pinned_copy(tensor) for tensor in (packed, scales)]
+        self._own.stream.synchronize()
+        return found[0], found[1]
+
+
+def _pinned_copy(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
+
+
+def _has_triton() -> bool:
+    try:
+        import triton  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def _require_numba() -> Any:
+    try:
+        import numba
+    except ImportError as reason:
+        raise UnsupportedError(
+            "a calibration is used on a CPU with numba, which is not installed: pip install "
+            "'layerpack[calibration]'"
+        ) from reason
+    return numba

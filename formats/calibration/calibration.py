@@ -1,0 +1,95 @@
+"""A calibration: a safetensors file for each decoder layer and `calibration.json`, written last.
+
+docs/calibration.md describes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from layerpack.formats.calibration.inputs import PARTS, USERS, Inputs, layer_name
+from layerpack.formats.calibration.record import RECORD_NAME, Record, parse_record
+from layerpack.formats.digest import bytes_digest
+from layerpack.formats.errors import CalibrationError
+from layerpack.formats.jsontext import parse_json
+from layerpack.formats.text import first_line
+
+
+class Calibration:
+    """A whole one, for reading. Threads may share it."""
+
+    def __init__(self, path: Path, record: Record, digest: str, layers: list[str]) -> None:
+        self.path, self.record = path, record
+        self.digest = digest
+        """Of calibration.json, and so of everything."""
+        self._layers = layers
+        self._layer_of: dict[str, int] = {}
+        self.users: dict[str, str] = {}
+        """Of each weight, by its name in the pack, the name of its inputs: some share them."""
+        for layer in range(len(layers)):
+            users = self._users_in(layer)
+            self.users |= users
+            self._layer_of |= dict.fromkeys(users.values(), layer)
+
+    @classmethod
+    def open(cls, path: Path | str) -> Calibration:
+        """Raises CalibrationError if it is none, or not whole."""
+        path = Path(path)
+        file = path / RECORD_NAME
+        try:
+            raw = file.read_bytes()
+        except OSError as reason:
+            raise CalibrationError(
+                f"{path}: no calibration ({RECORD_NAME}: {reason.strerror}); make one with "
+                "`layerpack calibrate`"
+            ) from reason
+        try:
+            record, layers = parse_record(parse_json(raw))
+        except (TypeError, ValueError, KeyError) as reason:
+            raise CalibrationError(
+                f"{file}: damaged ({first_line(reason)}); make it again"
+            ) from reason
+        return cls(path, record, bytes_digest(raw), layers)
+
+    def num_columns(self, name: str) -> int:
+        """How many inputs there are. Raises CalibrationError."""
+        with self._opened(self._layer_of[name]) as tensors:
+            return int(tensors.get_slice(f"{name}.importance").get_shape()[0])
+
+    def inputs(self, name: str) -> Inputs:
+        """What is known of them. Raises CalibrationError."""
+        with self._opened(self._layer_of[name]) as tensors:
+            return Inputs(**{part: tensors.get_tensor(f"{name}.{part}") for part in PARTS})
+
+    def verify(self) -> None:
+        """Read every file against its digest. Raises CalibrationError."""
+        for layer, digest in enumerate(self._layers):
+            file = self.path / layer_name(layer)
+            try:
+                found = bytes_digest(file.read_bytes())
+            except OSError as reason:
+                raise CalibrationError(f"{file}: cannot be read ({reason.strerror})") from reason
+            if found != digest:
+                raise CalibrationError(f"{file}: damaged; make the calibration again")
+
+    def _users_in(self, layer: int) -> dict[str, str]:
+        with self._opened(layer) as tensors:
+            facts = tensors.metadata() or {}
+            found: dict[str, str] = parse_json(facts.get(USERS, "{}").encode())
+            return found
+
+    @contextmanager
+    def _opened(self, layer: int) -> Iterator[Any]:
+        from safetensors import SafetensorError, safe_open
+
+        file = self.path / layer_name(layer)
+        try:
+            with safe_open(file, framework="np") as tensors:
+                yield tensors
+        except (OSError, SafetensorError, ValueError) as reason:
+            raise CalibrationError(
+                f"{file}: cannot be read ({first_line(reason)}); make the calibration again"
+            ) from reason
