@@ -4,17 +4,9 @@
     python benchmarks/quality/better_codes.py /data/model-16 --calibrate third.txt \
         --text prose=alice.txt --text code=argparse.py
 
-Every way ends in plain bitsandbytes NF4: blocks of 64, doubly quantised scales. Weights are put
-into transformers' model decoded, as a pack's are in a pass. `plain` is what `layerpack convert`
-does; of the others each block's scale is that of the least squared error (`searched`), or of the
-least error weighed by the inputs' mean squares (`weighted`) or by their roots (`rooted`), and may
-be negative unless it is `unsigned`. `compensated`: codes column by column, the error of each put
-right in those after it (GPTQ, Frantar et al., https://arxiv.org/abs/2210.17323), the largest inputs
-first, over plain scales; `both`: over weighted ones; `in turn`: each layer sees what the quantised
-ones before it give. `gain`: the least error shrinks what a layer gives; each row's scales are
-stretched until it is no longer too small in the mean. `folded`: what is large goes from a layer's
-inputs into its columns, by way of the norm or the rows before (SINQ, https://arxiv.org/abs/
-2509.22944). Ends in one line of JSON.
+Every way (ways.py) ends in plain bitsandbytes NF4: blocks of 64, doubly quantised scales. Weights
+are put into transformers' model decoded, as a pack's are in a pass. What came of it is `layerpack
+calibrate` and `convert --calibration`; docs/log.md has the figures. Ends in one line of JSON.
 """
 
 from __future__ import annotations
@@ -23,7 +15,6 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,48 +31,12 @@ from nf4_codes import (
     searched,
     stretched,
 )
+from ways import WAYS, Way
 
 from layerpack.runtime.quality.scores import Scores
 from layerpack.runtime.quality.windows import Windows, read_text, windows_of
 
 Weights = dict[str, torch.Tensor]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Way:
-    """How codes and scales are found; `power` of the inputs' mean squares weighs the error.
-
-    `fold`: so much of the size of a layer's inputs goes into its columns, out of the norm or the
-    rows before.
-    """
-
-    power: float | None = None
-    signs: tuple[int, ...] = (1, -1)
-    damp: float | None = None
-    gain: bool = False
-    in_turn: bool = False
-    fold: float | None = None
-
-
-WAYS = {
-    "plain": None,
-    "searched": Way(power=0),
-    "weighted": Way(power=1),
-    "compensated": Way(damp=0.01),
-    "both": Way(power=1, damp=0.01),
-    "in turn": Way(power=1, damp=0.01, in_turn=True),
-    "searched, gain": Way(power=0, gain=True),
-    "weighted, gain": Way(power=1, gain=True),
-    "weighted, unsigned": Way(power=1, signs=(1,)),
-    "weighted, unsigned, gain": Way(power=1, signs=(1,), gain=True),
-    "rooted, gain": Way(power=0.5, gain=True),
-    "both, damped, gain": Way(power=1, damp=0.1, gain=True),
-    "both, damped": Way(power=1, damp=0.1),
-    "both, unsigned, damped, gain": Way(power=1, signs=(1,), damp=0.1, gain=True),
-    "folded 0.25": Way(fold=0.25),
-    "folded 0.5": Way(fold=0.5),
-    "folded 0.25, weighted": Way(fold=0.25, power=1),
-}
 
 
 Folded = tuple[torch.Tensor | None, torch.Tensor | None]
@@ -108,6 +63,7 @@ class Lab:
         self.device, self.codes = device, Codes(device)
         self._calibration = calibration
         self._squares: Weights = {}  # of the 16-bit model
+        self._of_plain: Weights = {}
         self.layers = [
             {
                 f"{index}.{name}": module
@@ -162,6 +118,15 @@ class Lab:
             hook.remove()
         return found | {name: found[first] for name, first in same.items()}
 
+    def _squares_of_plain(self) -> Weights:
+        """Those that a plain pack's inputs give."""
+        if not self._of_plain:
+            for module in self._linear.values():
+                module.weight.data.copy_(plain(module.weight.data))
+            self._of_plain = self.squares(self._linear)
+            self.restore()
+        return self._of_plain
+
     def restore(self) -> None:
         """16-bit weights everywhere."""
         for name, module in (self._linear | self._norms).items():
@@ -173,8 +138,11 @@ class Lab:
         self.restore()
         if way is not None and not way.in_turn and not self._squares:
             self._squares = self.squares(self._linear)
+        all_squares = self._squares
+        if way is not None and way.of_plain:
+            all_squares = self._squares_of_plain()
         for layer in self.layers:
-            squares = self.squares(layer) if way is not None and way.in_turn else self._squares
+            squares = self.squares(layer) if way is not None and way.in_turn else all_squares
             folded: dict[str, Folded] = {}
             if way is not None and way.fold is not None:
                 folded = self._fold(layer, squares, way.fold)
@@ -211,14 +179,21 @@ class Lab:
             scales = weight.float().unflatten(1, (-1, BLOCK)).abs().amax(-1)
         else:
             importance = squares.diagonal().clamp(min=squares.diagonal().mean() * 1e-4)
-            scales = searched(weight, importance**way.power, self.codes, signs=way.signs)
+            scales = searched(
+                weight,
+                importance**way.power,
+                self.codes,
+                signs=way.signs,
+                ratios=way.ratios,
+                steps=way.steps,
+            )
         scales = nested(scales)
-        if way.damp is None:
+        if way.compensation is None:
             found = rounded(weight, scales, self.codes)
         else:
-            found = compensated(weight, scales, squares, way.damp, self.codes)
+            found = compensated(weight, scales, squares, way.compensation, self.codes)
         if way.gain:
-            seen = squares.diagonal() if way.damp is None else squares
+            seen = squares.diagonal() if way.compensation is None else squares
             scales = nested(stretched(weight, found, scales, seen))
         return decoded(found, scales)
 
