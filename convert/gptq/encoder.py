@@ -80,12 +80,13 @@ class _OnCpu:
         from layerpack.convert.gptq.on_cpu import encode_tiles  # late: half a second
 
         num_rows, num_columns = rows.shape
-        codes = torch.empty(num_rows, num_columns, dtype=torch.uint8)
-        scales = torch.empty(num_rows, num_columns // block_size)
-        encode_tiles(rows.float().numpy(), *self._inputs, block_size, codes.numpy(), scales.numpy())
+        columns = rows.T.contiguous().float()
+        codes = torch.empty(num_columns, num_rows, dtype=torch.uint8)
+        scales = torch.empty(num_columns // block_size, num_rows)
+        encode_tiles(columns.numpy(), *self._inputs, block_size, codes.numpy(), scales.numpy())
         packed = torch.empty(codes.numel() // 2, dtype=torch.uint8)
-        pack_codes(codes.view(-1), packed)
-        return packed, scales
+        pack_codes(codes.T.contiguous().view(-1), packed)
+        return packed, scales.T.contiguous()
 
 
 class _OnGpu:

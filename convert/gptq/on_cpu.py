@@ -13,11 +13,12 @@ import numpy as np
 from layerpack.convert.gptq.ratios import RATIOS
 from layerpack.formats.blob.nf4 import NF4_CODES
 
-ROWS = 64
+ROWS = 128
 """Of a tile: as many numbers as keep a core's vector unit busy."""
 _STEP = 4  # columns that take off the errors of those before them together
 _RATIOS = np.array(RATIOS, np.float32)
 _CODES = np.array(NF4_CODES, np.float32)
+_NUMBERS = np.arange(16, dtype=np.float32)
 _MIDDLES = (_CODES[1:] + _CODES[:-1]) / np.float32(2)
 _ZERO, _ONE, _INFINITE = np.float32(0), np.float32(1), np.float32(np.inf)
 
@@ -26,22 +27,23 @@ _ZERO, _ONE, _INFINITE = np.float32(0), np.float32(1), np.float32(np.inf)
 def encode_tiles(  # type: ignore[no-untyped-def]
     weight, importance, order, feedback, block_size, codes, scales
 ) -> None:
-    """Fill `codes` (rows, in) uint8, one each, and `scales` (rows, in / block_size) float32.
+    """Fill `codes` (in, rows) uint8, one each, and `scales` (in / block_size, rows) float32.
 
-    `weight` (rows, in), `importance` (in,) and `feedback` (in, group) are float32, `order` (in,)
+    `weight` (in, rows), `importance` (in,) and `feedback` (in, group) are float32, `order` (in,)
     is int32. `in` and `group` are multiples of `block_size` and of 4.
     """
-    num_rows, num_columns = weight.shape
+    num_columns, num_rows = weight.shape
     num_blocks = num_columns // block_size
     tile = np.empty((num_columns, ROWS), np.float32)
     found = np.empty((num_columns, ROWS), np.uint8)
     steps = np.empty((num_blocks, ROWS), np.float32)
     for first in range(0, num_rows, ROWS):
         count = min(ROWS, num_rows - first)
-        for row in range(ROWS):
-            source = first + min(row, count - 1)
-            for column in range(num_columns):
-                tile[column, row] = weight[source, column]
+        for column in range(num_columns):
+            for row in range(count):
+                tile[column, row] = weight[column, first + row]
+            for row in range(count, ROWS):
+                tile[column, row] = _ZERO
         for block in range(num_blocks):
             begin = block * block_size
             _scales(
@@ -50,11 +52,12 @@ def encode_tiles(  # type: ignore[no-untyped-def]
                 steps[block],
             )
         _codes(tile, steps, order, feedback, block_size, found)
-        for row in range(count):
-            for column in range(num_columns):
-                codes[first + row, column] = found[column, row]
-            for block in range(num_blocks):
-                scales[first + row, block] = steps[block, row]
+        for column in range(num_columns):
+            for row in range(count):
+                codes[column, first + row] = found[column, row]
+        for block in range(num_blocks):
+            for row in range(count):
+                scales[block, first + row] = steps[block, row]
 
 
 @numba.njit(nogil=True)  # type: ignore[untyped-decorator]
@@ -115,6 +118,7 @@ def _codes(tile, scales, order, feedback, block_size, found) -> None:  # type: i
     errors = np.empty((group, ROWS), np.float32)
     first, second = np.empty(ROWS, np.float32), np.empty(ROWS, np.float32)
     third, fourth = np.empty(ROWS, np.float32), np.empty(ROWS, np.float32)
+    numbers = np.empty(ROWS, np.float32)
     for begin in range(0, num_columns, group):
         count = min(group, num_columns - begin)
         for at in range(0, count, _STEP):
@@ -124,15 +128,27 @@ def _codes(tile, scales, order, feedback, block_size, found) -> None:  # type: i
                 second[row] = tile[sources[1], row]
                 third[row] = tile[sources[2], row]
                 fourth[row] = tile[sources[3], row]
-            for before in range(at):
-                share = feedback[begin + before]
-                one, two, three, four = share[at], share[at + 1], share[at + 2], share[at + 3]
+            for before in range(0, at, _STEP):
+                shares = feedback[begin + before : begin + before + _STEP, at : at + _STEP]
+                one_a, one_b, one_c, one_d = shares[0]
+                two_a, two_b, two_c, two_d = shares[1]
+                three_a, three_b, three_c, three_d = shares[2]
+                four_a, four_b, four_c, four_d = shares[3]
                 for row in range(ROWS):
-                    error = errors[before, row]
-                    first[row] -= error * one
-                    second[row] -= error * two
-                    third[row] -= error * three
-                    fourth[row] -= error * four
+                    one, two = errors[before, row], errors[before + 1, row]
+                    three, four = errors[before + 2, row], errors[before + 3, row]
+                    first[row] = (
+                        first[row] - one * one_a - two * two_a - three * three_a - four * four_a
+                    )
+                    second[row] = (
+                        second[row] - one * one_b - two * two_b - three * three_b - four * four_b
+                    )
+                    third[row] = (
+                        third[row] - one * one_c - two * two_c - three * three_c - four * four_c
+                    )
+                    fourth[row] = (
+                        fourth[row] - one * one_d - two * two_d - three * three_d - four * four_d
+                    )
             for row in range(ROWS):
                 errors[at, row] = first[row]
                 errors[at + 1, row] = second[row]
@@ -140,22 +156,31 @@ def _codes(tile, scales, order, feedback, block_size, found) -> None:  # type: i
                 errors[at + 3, row] = fourth[row]
             for place in range(at, at + _STEP):
                 source = order[begin + place]
-                scale = scales[source // block_size]
-                for row in range(ROWS):
-                    step = scale[row]
-                    value = errors[place, row]
-                    share_of = value / step if step > _ZERO else _ZERO
-                    code, index = _CODES[0], np.uint8(0)
-                    for number in range(15):
-                        above = share_of > _MIDDLES[number]
-                        code = _CODES[number + 1] if above else code
-                        index = np.uint8(number + 1) if above else index
-                    found[source, row] = index
-                    errors[place, row] = value - code * step
+                _code(errors[place], scales[source // block_size], numbers, found[source])
                 for behind in range(place + 1, at + _STEP):
                     factor = feedback[begin + place, behind]
                     for row in range(ROWS):
                         errors[behind, row] -= errors[place, row] * factor
+
+
+@numba.njit(nogil=True)  # type: ignore[untyped-decorator]
+def _code(error, scale, numbers, found) -> None:  # type: ignore[no-untyped-def]
+    """`found` (rows,): codes of a column, which `error` holds; then what they miss.
+
+    `numbers` (rows,) float32 are for a while: numbers of one type are taken many at a time.
+    """
+    for row in range(ROWS):
+        step, value = scale[row], error[row]
+        share = value / step if step > _ZERO else _ZERO
+        code, index = _CODES[0], _ZERO
+        for number in range(15):
+            above = share > _MIDDLES[number]
+            code = _CODES[number + 1] if above else code
+            index = _NUMBERS[number + 1] if above else index
+        numbers[row] = index
+        error[row] = value - code * step
+    for row in range(ROWS):
+        found[row] = np.uint8(numbers[row])
 
 
 @numba.njit(inline="always")  # type: ignore[untyped-decorator]

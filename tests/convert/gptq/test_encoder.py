@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +91,34 @@ def test_every_bit_is_that_of_plain_arithmetic(
     assert np.array_equal(scales.view(rows, -1).numpy(), wanted_scales)
     assert np.array_equal(unpack_codes(codes).view(rows, columns).numpy(), wanted)
     assert (wanted[0, :block_size] == 7).all() or rows == 1
+
+
+def test_the_bytes_do_not_depend_on_the_processor(tmp_path: Path) -> None:
+    """What vector units there are, and whether they fuse operations, is the compiler's to use."""
+    program = (
+        "import hashlib, sys, torch\n"
+        "from pathlib import Path\n"
+        "from layerpack.convert.gptq.encoder import CalibratedEncoder\n"
+        "from layerpack.formats.calibration.calibration import Calibration\n"
+        "torch.manual_seed(1); weight = torch.randn(130, 320) * 0.02\n"
+        "encoder = CalibratedEncoder(Calibration.open(Path(sys.argv[1])), {'w'}, block_size=64,"
+        " device=torch.device('cpu'))\n"
+        "parts = encoder.encode('w', weight)\n"
+        "print(hashlib.md5(b''.join(part.numpy().tobytes() for part in parts)).hexdigest())\n"
+    )
+    torch.manual_seed(0)
+    calibration_of(tmp_path, inputs_from(torch.randn(400, 320) @ torch.randn(320, 320), 128))
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", program, tmp_path],
+            env=os.environ | how,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for how in ({}, {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""})
+    }
+    assert len(found) == 1 and len(found.pop()) == 33
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
