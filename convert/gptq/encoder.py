@@ -7,12 +7,11 @@ import threading
 import time
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
-from typing import Any
 
 import torch
 
 from layerpack.convert.gptq.ratios import RATIOS
-from layerpack.convert.nf4.blocks import pack_codes
+from layerpack.convert.nf4.blocks import midpoints, pack_codes
 from layerpack.formats.blob.nf4 import NF4_CODES
 from layerpack.formats.calibration.calibration import Calibration
 from layerpack.formats.calibration.inputs import Inputs
@@ -96,7 +95,6 @@ class _OnGpu:
 
     def __init__(self, device: torch.device, inputs: Inputs) -> None:
         self._device = device
-        values = torch.tensor(NF4_CODES, dtype=torch.float32)
         self._tensors: dict[str, torch.Tensor] = {
             name: tensor.to(device)
             for name, tensor in {
@@ -104,8 +102,8 @@ class _OnGpu:
                 "order": torch.from_numpy(inputs.order),
                 "feedback": torch.from_numpy(inputs.feedback).float(),
                 "ratios": torch.tensor(RATIOS),
-                "middles": (values[1:] + values[:-1]) / 2,
-                "values": values,
+                "middles": midpoints(device),
+                "values": torch.tensor(NF4_CODES, dtype=torch.float32),
             }.items()
         }
         torch.cuda.synchronize(device)  # threads use them in streams of their own
@@ -137,12 +135,11 @@ def _has_triton() -> bool:
     return True
 
 
-def _require_numba() -> Any:
+def _require_numba() -> None:
     try:
-        import numba
+        import numba  # noqa: F401
     except ImportError as reason:
         raise UnsupportedError(
             "a calibration is used on a CPU with numba, which is not installed: pip install "
             "'layerpack[calibration]'"
         ) from reason
-    return numba

@@ -106,7 +106,7 @@ class BlockEncoder:
 
 def search_codes(scaled: torch.Tensor) -> torch.Tensor:
     """Code of each float32 in [-1, 1], as uint8, by search. NaN gets some code."""
-    return torch.bucketize(scaled, _midpoints(scaled.device), out_int32=True).to(torch.uint8)
+    return torch.bucketize(scaled, midpoints(scaled.device), out_int32=True).to(torch.uint8)
 
 
 def table_codes(scaled: torch.Tensor) -> torch.Tensor:
@@ -182,7 +182,8 @@ def _empty_results(
 
 
 @cache
-def _midpoints(device: torch.device) -> torch.Tensor:
+def midpoints(device: torch.device) -> torch.Tensor:
+    """The 15 float32 values between which of two codes is the nearer changes."""
     values = torch.tensor(NF4_CODES, dtype=torch.float32)
     return ((values[1:] + values[:-1]) / 2).to(device)
 
@@ -193,8 +194,8 @@ def _table() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
     Cell i reaches half a cell to either side of i / _HALF_CELLS - 1.
     """
-    midpoints = _midpoints(torch.device("cpu"))
+    edges_of_codes = midpoints(torch.device("cpu"))
     edges = (torch.arange(2 * _HALF_CELLS + 1, dtype=torch.float32) - 0.5) / _HALF_CELLS - 1
-    first = torch.bucketize(edges, midpoints)
+    first = torch.bucketize(edges, edges_of_codes)
     never = torch.tensor([torch.inf])
-    return first.to(torch.uint8), torch.cat([midpoints, never])[first], torch.tensor(_ROUNDER)
+    return first.to(torch.uint8), torch.cat([edges_of_codes, never])[first], torch.tensor(_ROUNDER)

@@ -58,7 +58,7 @@ def _check_columns(item: Item, calibration: Calibration) -> None:
     inputs = calibration.users.get(item.spec.name)
     if inputs is None:
         return
-    known, columns = calibration.num_columns(inputs), item.spec.shape[-1]
+    known, columns = calibration.num_columns[inputs], item.spec.shape[-1]
     if known != columns:
         raise CalibrationError(
             f"{calibration.path}: {item.spec.name} has {columns} inputs, there {known}: "

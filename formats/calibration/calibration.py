@@ -27,12 +27,17 @@ class Calibration:
         """Of calibration.json, and so of everything."""
         self._layers = layers
         self._layer_of: dict[str, int] = {}
+        self.num_columns: dict[str, int] = {}
+        """How many inputs there are, by the name of them."""
         self.users: dict[str, str] = {}
         """Of each weight, by its name in the pack, the name of its inputs: some share them."""
         for layer in range(len(layers)):
-            users = self._users_in(layer)
+            with self._opened(layer) as tensors:
+                users = parse_json((tensors.metadata() or {}).get(USERS, "{}").encode())
+                for name in set(users.values()):
+                    shape = tensors.get_slice(f"{name}.importance").get_shape()
+                    self.num_columns[name], self._layer_of[name] = int(shape[0]), layer
             self.users |= users
-            self._layer_of |= dict.fromkeys(users.values(), layer)
 
     @classmethod
     def open(cls, path: Path | str) -> Calibration:
@@ -54,11 +59,6 @@ class Calibration:
             ) from reason
         return cls(path, record, bytes_digest(raw), layers)
 
-    def num_columns(self, name: str) -> int:
-        """How many inputs there are. Raises CalibrationError."""
-        with self._opened(self._layer_of[name]) as tensors:
-            return int(tensors.get_slice(f"{name}.importance").get_shape()[0])
-
     def inputs(self, name: str) -> Inputs:
         """What is known of them. Raises CalibrationError."""
         with self._opened(self._layer_of[name]) as tensors:
@@ -74,12 +74,6 @@ class Calibration:
                 raise CalibrationError(f"{file}: cannot be read ({reason.strerror})") from reason
             if found != digest:
                 raise CalibrationError(f"{file}: damaged; make the calibration again")
-
-    def _users_in(self, layer: int) -> dict[str, str]:
-        with self._opened(layer) as tensors:
-            facts = tensors.metadata() or {}
-            found: dict[str, str] = parse_json(facts.get(USERS, "{}").encode())
-            return found
 
     @contextmanager
     def _opened(self, layer: int) -> Iterator[Any]:

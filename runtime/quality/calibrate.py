@@ -17,6 +17,7 @@ from layerpack.formats.calibration.record import RECORD_NAME, Record, record_byt
 from layerpack.formats.digest import bytes_digest
 from layerpack.formats.disk import sync_directory, try_lock, write_whole
 from layerpack.formats.errors import DiskFullError, PromptError, TargetError
+from layerpack.formats.manifest.facts import UNFINISHED_SUFFIX
 from layerpack.formats.pack import Pack
 from layerpack.formats.units import human_bytes
 from layerpack.runtime.model import Model
@@ -32,7 +33,6 @@ from layerpack.runtime.quality.input_sums import (
 )
 from layerpack.runtime.quality.windows import Windows
 
-PARTIAL_SUFFIX = ".layerpack-partial"
 _RUN_NAME = "run.json"
 
 
@@ -92,7 +92,7 @@ def making(target: Path, record: Record) -> Iterator[Unfinished]:
     """Make the calibration, or go on with what a break left of the same. Raises TargetError."""
     if target.exists() or target.is_symlink():
         raise TargetError(f"{target}: is there already; remove it, or give another name")
-    partial = target.with_name(target.name + PARTIAL_SUFFIX)
+    partial = target.with_name(target.name + UNFINISHED_SUFFIX)
     run = record_bytes(record, [])
     with disk_errors(target):
         partial.mkdir(exist_ok=True)

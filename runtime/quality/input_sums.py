@@ -14,7 +14,7 @@ from layerpack.formats.calibration.inputs import Inputs
 from layerpack.runtime.network.linear import Nf4Linear
 
 GROUP_COLUMNS = 1024
-"""Columns whose errors are put right among each other: all of X^T X is no better (docs/log.md)."""
+"""Columns whose errors are put right among each other: nearly all that X^T X has (docs/log.md)."""
 DAMPING = 0.3
 """Of the mean square, added to each one: a text tells less than its X^T X seems to."""
 LEAST_ROWS = 1024

@@ -56,7 +56,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     found.verify()
     assert found.record == RECORD
     assert found.users["l.1.k.weight"] == "l.1.q" and len(found.users) == 6
-    assert found.num_columns("l.0.down") == 128
+    assert found.num_columns["l.0.down"] == 128
     for part in ("importance", "order", "feedback"):
         np.testing.assert_array_equal(
             getattr(found.inputs("l.1.down"), part), getattr(some_inputs(128), part)
