@@ -1,6 +1,6 @@
 """Write a checkpoint with a model's true shapes and random bf16 weights, as the Hub has them.
 
-    python benchmarks/make_checkpoint.py llama-3.1-8b /data/random-8b --layers 6
+    PYTHONPATH=benchmarks python benchmarks/parts/make_checkpoint.py llama-3.1-8b /data/r --layers 6
 
 Shards of at most 3.9 GB and an index, names and order as transformers has them. The same 64 MiB of
 normal values are written again and again, so that making it takes no longer than writing it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from collections.abc import Set as AbstractSet
 
 import torch
 
+from layerpack.convert.finite import all_finite
 from layerpack.convert.gptq.ratios import RATIOS
 from layerpack.convert.nf4.blocks import midpoints, pack_codes
 from layerpack.formats.blob.nf4 import NF4_CODES
@@ -44,16 +46,21 @@ class CalibratedEncoder:
         else:
             _require_numba()
             make = _OnCpu
-        self._ready = functools.lru_cache(_KEPT)(lambda name: make(calibration.inputs(name)))
+        self._lock = threading.Lock()
+        self._ready = functools.lru_cache(_KEPT)(
+            lambda name: _Once(lambda: make(calibration.inputs(name)))
+        )
 
     def encode(self, name: str, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Packed codes (uint8, flat) and scales (float32, flat), on the CPU, of a weight's rows.
 
-        `rows` (rows, in): finite floats of 16 or 32 bits on the CPU; `name`: the weight's in the
-        pack, one that the calibration knows. Raises CalibrationError.
+        `rows` (rows, in): floats of 16 or 32 bits on the CPU; `name`: the weight's in the pack, one
+        that the calibration knows. If any is NaN or infinite, some scale is not finite. Raises
+        CalibrationError.
         """
-        encode = self._ready(self._calibration.users[name])
-        codes, scales = encode(rows, self._block_size)
+        with self._lock:
+            ready = self._ready(self._calibration.users[name])
+        codes, scales = ready.get()(rows, self._block_size)
         return codes, scales.flatten()
 
     def knows(self, name: str) -> bool:
@@ -69,23 +76,41 @@ class CalibratedEncoder:
         return (time.perf_counter() - begin_s) / rows.numel()
 
 
+class _Once:
+    """Made by the thread that needs it first, while others that need it wait."""
+
+    def __init__(self, make: Callable[[], Encode]) -> None:
+        self._make, self._lock = make, threading.Lock()
+        self._made: Encode | None = None
+
+    def get(self) -> Encode:
+        with self._lock:
+            if self._made is None:
+                self._made = self._make()
+            return self._made
+
+
 class _OnCpu:
     """Encodes weights of certain inputs."""
 
     def __init__(self, inputs: Inputs) -> None:
-        self._inputs = inputs.importance, inputs.order, inputs.feedback.astype("float32")
+        # numpy takes ten times as long for it.
+        feedback = torch.from_numpy(inputs.feedback).float()
+        self._inputs = inputs.importance, inputs.order, feedback.numpy()
 
     def __call__(self, rows: torch.Tensor, block_size: int) -> tuple[torch.Tensor, torch.Tensor]:
         from layerpack.convert.gptq.on_cpu import encode_tiles  # late: half a second
 
         num_rows, num_columns = rows.shape
-        columns = rows.T.contiguous().float()
-        codes = torch.empty(num_columns, num_rows, dtype=torch.uint8)
-        scales = torch.empty(num_columns // block_size, num_rows)
-        encode_tiles(columns.numpy(), *self._inputs, block_size, codes.numpy(), scales.numpy())
-        packed = torch.empty(codes.numel() // 2, dtype=torch.uint8)
-        pack_codes(codes.T.contiguous().view(-1), packed)
-        return packed, scales.T.contiguous()
+        packed = torch.empty(num_rows, num_columns // 2, dtype=torch.uint8)
+        scales = torch.empty(num_rows, num_columns // block_size)
+        weight = rows.contiguous().float()
+        if all_finite(weight):
+            args = weight.numpy(), *self._inputs, block_size, packed.numpy(), scales.numpy()
+            encode_tiles(*args)
+        else:
+            scales.fill_(math.nan)
+        return packed.flatten(), scales
 
 
 class _OnGpu:
@@ -95,32 +120,36 @@ class _OnGpu:
 
     def __init__(self, device: torch.device, inputs: Inputs) -> None:
         self._device = device
-        self._tensors: dict[str, torch.Tensor] = {
-            name: tensor.to(device)
-            for name, tensor in {
-                "importance": torch.from_numpy(inputs.importance),
-                "order": torch.from_numpy(inputs.order),
-                "feedback": torch.from_numpy(inputs.feedback).float(),
-                "ratios": torch.tensor(RATIOS),
+        with torch.cuda.stream(self._stream()):
+            self._tensors: dict[str, torch.Tensor] = {
+                "importance": torch.from_numpy(inputs.importance).to(device),
+                "order": torch.from_numpy(inputs.order).to(device),
+                "feedback": torch.from_numpy(inputs.feedback).to(device).float(),
+                "ratios": torch.tensor(RATIOS, device=device),
                 "middles": midpoints(device),
-                "values": torch.tensor(NF4_CODES, dtype=torch.float32),
-            }.items()
-        }
-        torch.cuda.synchronize(device)  # threads use them in streams of their own
+                "values": torch.tensor(NF4_CODES, dtype=torch.float32, device=device),
+            }
+        self._stream().synchronize()  # other threads use them in their own
 
     def __call__(self, rows: torch.Tensor, block_size: int) -> tuple[torch.Tensor, torch.Tensor]:
         from layerpack.convert.gptq.on_gpu import encode_columns
 
-        if not hasattr(self._own, "stream"):
-            self._own.stream = torch.cuda.Stream(self._device)
-        with torch.cuda.stream(self._own.stream):
+        with torch.cuda.stream(self._stream()):
             weight = rows.to(self._device, non_blocking=True)
             codes, scales = encode_columns(weight, block_size, **self._tensors)
+            scales.masked_fill_(~torch.isfinite(weight).all(), math.nan)
             packed = torch.empty(codes.numel() // 2, dtype=torch.uint8, device=self._device)
             pack_codes(codes.view(-1), packed)
             found = [_pinned_copy(tensor) for tensor in (packed, scales)]
-        self._own.stream.synchronize()
+        self._stream().synchronize()
         return found[0], found[1]
+
+    def _stream(self) -> torch.cuda.Stream:
+        streams: dict[torch.device, torch.cuda.Stream]
+        streams = self._own.__dict__.setdefault("streams", {})
+        if self._device not in streams:
+            streams[self._device] = torch.cuda.Stream(self._device)
+        return streams[self._device]
 
 
 def _pinned_copy(tensor: torch.Tensor) -> torch.Tensor:

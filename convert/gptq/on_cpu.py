@@ -15,67 +15,60 @@ from layerpack.formats.blob.nf4 import NF4_CODES
 
 ROWS = 128
 """Of a tile: as many numbers as keep a core's vector unit busy."""
+_LINE = 16  # columns of a row that lie together while tiles are laid
 _STEP = 4  # columns that take off the errors of those before them together
 _RATIOS = np.array(RATIOS, np.float32)
 _CODES = np.array(NF4_CODES, np.float32)
 _NUMBERS = np.arange(16, dtype=np.float32)
 _MIDDLES = (_CODES[1:] + _CODES[:-1]) / np.float32(2)
-_ZERO, _ONE, _INFINITE = np.float32(0), np.float32(1), np.float32(np.inf)
+_ZERO, _ONE = np.float32(0), np.float32(1)
 
 
 @numba.njit(nogil=True)  # type: ignore[untyped-decorator]
 def encode_tiles(  # type: ignore[no-untyped-def]
-    weight, importance, order, feedback, block_size, codes, scales
+    weight, importance, order, feedback, block_size, packed, scales
 ) -> None:
-    """Fill `codes` (in, rows) uint8, one each, and `scales` (in / block_size, rows) float32.
+    """Fill `packed` (rows, in / 2) uint8, two codes each, and `scales` (rows, in / block_size).
 
-    `weight` (in, rows), `importance` (in,) and `feedback` (in, group) are float32, `order` (in,)
-    is int32. `in` and `group` are multiples of `block_size` and of 4.
+    `weight` (rows, in), `importance` (in,), `feedback` (in, group) and `scales` are float32,
+    `order` (in,) is int32. `in` and `group` are multiples of `block_size`, which is one of 16.
     """
-    num_columns, num_rows = weight.shape
+    num_rows, num_columns = weight.shape
     num_blocks = num_columns // block_size
-    tile = np.empty((num_columns, ROWS), np.float32)
+    tile = np.zeros((num_columns, ROWS), np.float32)
     found = np.empty((num_columns, ROWS), np.uint8)
     steps = np.empty((num_blocks, ROWS), np.float32)
     for first in range(0, num_rows, ROWS):
         count = min(ROWS, num_rows - first)
-        for column in range(num_columns):
+        for part in range(0, num_columns, _LINE):
             for row in range(count):
-                tile[column, row] = weight[column, first + row]
-            for row in range(count, ROWS):
-                tile[column, row] = _ZERO
+                for column in range(part, part + _LINE):
+                    tile[column, row] = weight[first + row, column]
         for block in range(num_blocks):
             begin = block * block_size
-            _scales(
-                tile[begin : begin + block_size],
-                importance[begin : begin + block_size],
-                steps[block],
-            )
+            end = begin + block_size
+            _scales(tile[begin:end], importance[begin:end], steps[block])
         _codes(tile, steps, order, feedback, block_size, found)
-        for column in range(num_columns):
+        for part in range(0, num_columns, _LINE):
             for row in range(count):
-                codes[column, first + row] = found[column, row]
-        for block in range(num_blocks):
-            for row in range(count):
-                scales[block, first + row] = steps[block, row]
+                for column in range(part, part + _LINE, 2):
+                    pair = found[column, row] << 4 | found[column + 1, row]
+                    packed[first + row, column // 2] = pair
+        for row in range(count):
+            for block in range(num_blocks):
+                scales[first + row, block] = steps[block, row]
 
 
 @numba.njit(nogil=True)  # type: ignore[untyped-decorator]
-def _scales(block, importance, best) -> None:  # type: ignore[no-untyped-def]  # noqa: PLR0912
+def _scales(block, importance, best) -> None:  # type: ignore[no-untyped-def]
     """`best` (rows,): of the scales tried for `block` (columns, rows), that of the least error.
 
-    After each ratio of the largest weight, the scale of the least error for the codes found so.
+    For the codes that each ratio of the largest weight gives, the scale of the least error is
+    aimed / norm, which takes aimed * aimed / norm off the error of zeros alone.
     """
-    most, least = np.empty(ROWS, np.float32), np.empty(ROWS, np.float32)
-    scale, inverse = np.empty(ROWS, np.float32), np.empty(ROWS, np.float32)
-    error, aimed, norm = (
-        np.empty(ROWS, np.float32),
-        np.empty(ROWS, np.float32),
-        np.empty(ROWS, np.float32),
-    )
-    for row in range(ROWS):
-        most[row] = _ZERO
-        least[row] = _INFINITE
+    most, gain = np.zeros(ROWS, np.float32), np.zeros(ROWS, np.float32)
+    inverse = np.empty(ROWS, np.float32)
+    aimed, norm = np.empty(ROWS, np.float32), np.empty(ROWS, np.float32)
     for column in range(len(block)):
         for row in range(ROWS):
             most[row] = max(most[row], abs(block[column, row]))
@@ -83,29 +76,24 @@ def _scales(block, importance, best) -> None:  # type: ignore[no-untyped-def]  #
         best[row] = most[row]
     for ratio in _RATIOS:
         for row in range(ROWS):
-            scale[row] = most[row] * ratio
-        for _ in range(2):
+            scale = most[row] * ratio
+            inverse[row] = _ONE / scale if scale > _ZERO else _ZERO
+            aimed[row] = _ZERO
+            norm[row] = _ZERO
+        for column in range(len(block)):
+            weighed = importance[column]
             for row in range(ROWS):
-                inverse[row] = _ONE / scale[row] if scale[row] > _ZERO else _ZERO
-                error[row] = _ZERO
-                aimed[row] = _ZERO
-                norm[row] = _ZERO
-            for column in range(len(block)):
-                weighed = importance[column]
-                for row in range(ROWS):
-                    value = block[column, row]
-                    code = _nearest(value * inverse[row])
-                    missing = value - code * scale[row]
-                    error[row] += weighed * (missing * missing)
-                    weighed_code = weighed * code
-                    aimed[row] += weighed_code * value
-                    norm[row] += weighed_code * code
-            for row in range(ROWS):
-                if error[row] < least[row]:
-                    least[row] = error[row]
-                    best[row] = scale[row]
-                if aimed[row] > _ZERO:
-                    scale[row] = aimed[row] / norm[row]
+                value = block[column, row]
+                code = _nearest(value * inverse[row])
+                weighed_code = weighed * code
+                aimed[row] += weighed_code * value
+                norm[row] += weighed_code * code
+        for row in range(ROWS):
+            if aimed[row] > _ZERO:
+                scale = aimed[row] / norm[row]
+                if aimed[row] * scale > gain[row]:
+                    gain[row] = aimed[row] * scale
+                    best[row] = scale
 
 
 @numba.njit(nogil=True)  # type: ignore[untyped-decorator]

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
+from layerpack.convert.finite import all_finite
 from layerpack.convert.gptq.encoder import CalibratedEncoder
 from layerpack.convert.nf4.blocks import BlockEncoder
-from layerpack.convert.pipeline.weights import Cut, WeightReader, all_finite, raw_bytes
+from layerpack.convert.pipeline.weights import Cut, WeightReader, raw_bytes
 from layerpack.convert.plan.plan import Action, Item
 from layerpack.convert.plan.storage import Storage
 from layerpack.convert.source.protocol import Source
@@ -77,8 +78,6 @@ class PieceMaker:
         absmax = None
         if item.action is Action.QUANTISE:
             if self._calibrated is not None and self._calibrated.knows(item.spec.name):
-                if not all_finite(tensor):
-                    raise self._not_finite(cut)
                 codes, absmax = self._calibrated.encode(item.spec.name, tensor)
             else:
                 assert self._encoder is not None

@@ -120,14 +120,6 @@ class WeightReader:
         return factors
 
 
-def all_finite(tensor: torch.Tensor) -> bool:
-    """Whether no value is NaN or infinite: by the extremes, ten times faster than by each value."""
-    if not tensor.is_floating_point() or not tensor.numel():
-        return True
-    low, high = torch.aminmax(tensor)
-    return bool(torch.isfinite(low) and torch.isfinite(high))
-
-
 def raw_bytes(tensor: torch.Tensor) -> memoryview:
     """The tensor's memory, as bytes. Keeps the tensor alive."""
     if not tensor.numel():

@@ -12,10 +12,14 @@ from typing import Any
 
 from layerpack.formats.calibration.inputs import PARTS, USERS, Inputs, layer_name
 from layerpack.formats.calibration.record import RECORD_NAME, Record, parse_record
-from layerpack.formats.digest import bytes_digest
+from layerpack.formats.digest import Digest, bytes_digest
+from layerpack.formats.each_file import ReportBytes, for_each_file
 from layerpack.formats.errors import CalibrationError
 from layerpack.formats.jsontext import parse_json
 from layerpack.formats.text import first_line
+
+_NUM_THREADS = 8  # that read files for their digests
+_CHUNK_BYTES = 8 << 20
 
 
 class Calibration:
@@ -65,15 +69,21 @@ class Calibration:
             return Inputs(**{part: tensors.get_tensor(f"{name}.{part}") for part in PARTS})
 
     def verify(self) -> None:
-        """Read every file against its digest. Raises CalibrationError."""
-        for layer, digest in enumerate(self._layers):
-            file = self.path / layer_name(layer)
-            try:
-                found = bytes_digest(file.read_bytes())
-            except OSError as reason:
-                raise CalibrationError(f"{file}: cannot be read ({reason.strerror})") from reason
-            if found != digest:
-                raise CalibrationError(f"{file}: damaged; make the calibration again")
+        """Read every file against its digest, some at once. Raises CalibrationError."""
+        layers = range(len(self._layers))
+        for_each_file(layers, self._verify_layer, num_threads=_NUM_THREADS, total_bytes=0)
+
+    def _verify_layer(self, layer: int, report: ReportBytes) -> None:
+        file, digest = self.path / layer_name(layer), Digest()
+        try:
+            with open(file, "rb", buffering=0) as opened:
+                while data := opened.read(_CHUNK_BYTES):
+                    digest.update(data)
+                    report(0)
+        except OSError as reason:
+            raise CalibrationError(f"{file}: cannot be read ({reason.strerror})") from reason
+        if digest.text != self._layers[layer]:
+            raise CalibrationError(f"{file}: damaged; make the calibration again")
 
     @contextmanager
     def _opened(self, layer: int) -> Iterator[Any]:

@@ -6,21 +6,17 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support.calibrations import calibration_for
 from support.models.oracles import quantised_reference
 
 from layerpack.convert.api import convert
 from layerpack.convert.options import ConvertOptions
 from layerpack.convert.pipeline import weights
 from layerpack.formats.calibration.calibration import Calibration
-from layerpack.formats.calibration.inputs import Inputs, layer_bytes, layer_name
-from layerpack.formats.calibration.record import RECORD_NAME, Record, record_bytes
-from layerpack.formats.digest import bytes_digest
 from layerpack.formats.errors import CalibrationError, PackError, SourceError, TargetError
 from layerpack.formats.manifest.document import parse_manifest
 from layerpack.formats.pack import Pack
@@ -28,39 +24,6 @@ from layerpack.formats.verify import verify_pack
 from layerpack.runtime import Model, OpenOptions
 
 PathOf = Callable[..., Path]
-
-
-def calibration_for(pack: Path, path: Path, *, leave_out: str = "none", **changes: Any) -> Path:
-    """One with inputs of its own for every quantised weight of a pack."""
-    manifest = Pack.open(pack).manifest
-    path.mkdir()
-    draw, digests = np.random.default_rng(0), []
-    for layer, blob in enumerate(b for b in manifest.blobs if b.layer is not None):
-        inputs = {}
-        for name, state in blob.nf4.items():
-            columns = state.shape[1]
-            if leave_out in name:
-                continue
-            inputs[name.removesuffix(".weight")] = Inputs(
-                importance=draw.random(columns).astype(np.float32) + 0.1,
-                order=draw.permutation(columns).astype(np.int32),
-                feedback=np.triu(draw.normal(0, 0.1, (columns, columns)), 1).astype(np.float16),
-            )
-        data = layer_bytes(inputs, {f"{name}.weight": name for name in inputs})
-        (path / layer_name(layer)).write_bytes(data)
-        digests.append(bytes_digest(data))
-    fields: dict[str, Any] = {
-        "producer": "tests",
-        "architecture": manifest.model.architecture,
-        "num_layers": manifest.model.num_layers,
-        "source": "",
-        "text": bytes_digest(b""),
-        "num_tokens": 2048,
-        "group_columns": 1024,
-        "damping": 0.3,
-    }
-    (path / RECORD_NAME).write_bytes(record_bytes(Record(**(fields | changes)), digests))
-    return path
 
 
 def contents(path: Path) -> dict[str, bytes]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ from support.calibrations import Known, calibration_of, inputs_from
 from layerpack.convert.gptq.encoder import CalibratedEncoder
 from layerpack.convert.nf4.blocks import encode_blocks
 from layerpack.formats.blob.nf4 import NF4_CODES
+from layerpack.formats.calibration.calibration import Calibration
+from layerpack.formats.errors import CalibrationError
 
 CPU = torch.device("cpu")
 VALUES = np.array(NF4_CODES, np.float32)
@@ -43,21 +47,19 @@ def plainly(
         part = slice(block * block_size, (block + 1) * block_size)
         values, importance = weight[:, part], known.importance[part]
         most = np.abs(values).max(1)
-        best, least = most.copy(), np.full(rows, np.inf, np.float32)
+        best, gain = most.copy(), np.zeros(rows, np.float32)
         for ratio in RATIOS:
             scale = most * ratio
-            for _ in range(2):
-                inverse = np.divide(one, scale, where=scale > 0, out=np.zeros_like(scale))
-                error, aimed, norm = (np.zeros(rows, np.float32) for _ in range(3))
-                for column in range(block_size):
-                    value, weighed = values[:, column], importance[column]
-                    code = VALUES[np.searchsorted(MIDDLES, value * inverse)]
-                    missing = value - code * scale
-                    error = error + weighed * (missing * missing)
-                    aimed = aimed + (weighed * code) * value
-                    norm = norm + (weighed * code) * code
-                best, least = np.where(error < least, scale, best), np.minimum(error, least)
-                scale = np.divide(aimed, norm, where=aimed > zero, out=scale.copy())
+            inverse = np.divide(one, scale, where=scale > 0, out=np.zeros_like(scale))
+            aimed, norm = (np.zeros(rows, np.float32) for _ in range(2))
+            for column in range(block_size):
+                value, weighed = values[:, column], importance[column]
+                code = VALUES[np.searchsorted(MIDDLES, value * inverse)]
+                aimed = aimed + (weighed * code) * value
+                norm = norm + (weighed * code) * code
+            scale = np.divide(aimed, norm, where=aimed > zero, out=np.zeros_like(norm))
+            best = np.where(aimed * scale > gain, scale, best)
+            gain = np.maximum(aimed * scale, gain)
         scales[:, block] = best
     codes = np.empty((rows, columns), np.uint8)
     left, group = weight.copy(), known.feedback.shape[1]
@@ -119,6 +121,41 @@ def test_the_bytes_do_not_depend_on_the_processor(tmp_path: Path) -> None:
         for how in ({}, {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""})
     }
     assert len(found) == 1 and len(found.pop()) == 33
+
+
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("at", [(0, 0), (149, 191), (64, 100)])
+def test_what_is_not_finite_shows_in_the_scales(
+    tmp_path: Path, wrong: float, at: tuple[int, int]
+) -> None:
+    encoder = encoder_of(tmp_path, inputs_from(torch.randn(300, 192), 64))
+    weight = (torch.randn(150, 192) * 0.02).bfloat16()
+    assert encoder.encode("w", weight)[1].isfinite().all()
+    weight[at] = wrong
+    assert not encoder.encode("w", weight)[1].isfinite().all()
+
+
+def test_inputs_are_made_ready_once_for_threads_that_come_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = encoder_of(tmp_path, inputs_from(torch.randn(300, 192), 64))
+    weight = (torch.randn(20, 192) * 0.02).bfloat16()
+    usual, made = Calibration.inputs, []
+
+    def slow(self: Calibration, name: str) -> Known:
+        made.append(name)
+        time.sleep(0.2)
+        if len(made) == 1:
+            raise CalibrationError("cannot be read")
+        return usual(self, name)
+
+    monkeypatch.setattr(Calibration, "inputs", slow)
+    with pytest.raises(CalibrationError, match="cannot be read"):
+        encoder.encode("w", weight)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: encoder.encode("w", weight), range(8)))
+    assert made == ["w", "w"]  # the one that failed, and one for all
+    assert all(torch.equal(codes, found[0][0]) for codes, _ in found)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
