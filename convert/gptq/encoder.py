@@ -21,6 +21,8 @@ from layerpack.formats.errors import UnsupportedError
 
 _KEPT = 4  # inputs made ready: those of the weights that are under way
 _SAMPLE_ROWS = 256
+_SHARE = 1 << 24
+"""Elements that are encoded at a time: some 200 MB of a GPU. GGUF tensors come whole."""
 Encode = Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]]
 
 
@@ -60,8 +62,12 @@ class CalibratedEncoder:
         """
         with self._lock:
             ready = self._ready(self._calibration.users[name])
-        codes, scales = ready.get()(rows, self._block_size)
-        return codes, scales.flatten()
+        encode = ready.get()
+        shares = rows.split(max(1, _SHARE // rows.shape[1]))
+        found = [encode(share, self._block_size) for share in shares]
+        if len(found) > 1:
+            return torch.cat([codes for codes, _ in found]), torch.cat([s for _, s in found])
+        return found[0]
 
     def knows(self, name: str) -> bool:
         """Whether a weight is to be encoded here."""
@@ -110,7 +116,7 @@ class _OnCpu:
             encode_tiles(*args)
         else:
             scales.fill_(math.nan)
-        return packed.flatten(), scales
+        return packed.flatten(), scales.flatten()
 
 
 class _OnGpu:
@@ -140,7 +146,7 @@ class _OnGpu:
             scales.masked_fill_(~torch.isfinite(weight).all(), math.nan)
             packed = torch.empty(codes.numel() // 2, dtype=torch.uint8, device=self._device)
             pack_codes(codes.view(-1), packed)
-            found = [_pinned_copy(tensor) for tensor in (packed, scales)]
+            found = [_pinned_copy(tensor) for tensor in (packed, scales.flatten())]
         self._stream().synchronize()
         return found[0], found[1]
 

@@ -10,7 +10,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from layerpack.formats.calibration.inputs import PARTS, USERS, Inputs, layer_name
+from layerpack.formats.calibration.inputs import (
+    PARTS,
+    USERS,
+    Inputs,
+    check_inputs,
+    layer_name,
+    parse_users,
+)
 from layerpack.formats.calibration.record import RECORD_NAME, Record, parse_record
 from layerpack.formats.digest import Digest, bytes_digest
 from layerpack.formats.each_file import ReportBytes, for_each_file
@@ -37,10 +44,13 @@ class Calibration:
         """Of each weight, by its name in the pack, the name of its inputs: some share them."""
         for layer in range(len(layers)):
             with self._opened(layer) as tensors:
-                users = parse_json((tensors.metadata() or {}).get(USERS, "{}").encode())
+                text = (tensors.metadata() or {}).get(USERS, "{}")
+                users = parse_users(parse_json(text.encode()))
                 for name in set(users.values()):
                     shape = tensors.get_slice(f"{name}.importance").get_shape()
-                    self.num_columns[name], self._layer_of[name] = int(shape[0]), layer
+                    if len(shape) != 1:
+                        raise ValueError(f"{name}.importance has {len(shape)} dimensions")
+                    self.num_columns[name], self._layer_of[name] = shape[0], layer
             self.users |= users
 
     @classmethod
@@ -66,7 +76,13 @@ class Calibration:
     def inputs(self, name: str) -> Inputs:
         """What is known of them. Raises CalibrationError."""
         with self._opened(self._layer_of[name]) as tensors:
-            return Inputs(**{part: tensors.get_tensor(f"{name}.{part}") for part in PARTS})
+            found = Inputs(**{part: tensors.get_tensor(f"{name}.{part}") for part in PARTS})
+            check_inputs(
+                found,
+                num_columns=self.num_columns[name],
+                group_columns=self.record.group_columns,
+            )
+        return found
 
     def verify(self) -> None:
         """Read every file against its digest, some at once. Raises CalibrationError."""

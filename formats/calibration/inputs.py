@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from layerpack.formats.jsontext import dump_json
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 USERS, PARTS = "users", ("importance", "order", "feedback")
 """In a file's metadata: the weights that use each inputs; the tensors of each."""
+GROUP_UNIT = 32
+"""Columns of a group are a multiple of it, as those of every block are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +30,35 @@ class Inputs:
     importance: NDArray[np.float32]
     order: NDArray[np.int32]
     feedback: NDArray[np.float16]
+
+
+def check_inputs(inputs: Inputs, *, num_columns: int, group_columns: int) -> None:
+    """Raises ValueError for what would lead arithmetic astray, or out of its arrays."""
+    import numpy as np
+
+    shapes = {
+        "importance": ("float32", (num_columns,)),
+        "order": ("int32", (num_columns,)),
+        "feedback": ("float16", (num_columns, min(num_columns, group_columns))),
+    }
+    for part, expected in shapes.items():
+        found = getattr(inputs, part)
+        if (found.dtype.name, found.shape) != expected:
+            raise ValueError(f"{part} is {found.dtype.name} {found.shape}, not {expected}")
+    if not (np.isfinite(inputs.importance).all() and (inputs.importance > 0).all()):
+        raise ValueError("importance is not positive")
+    if not np.array_equal(np.sort(inputs.order), np.arange(num_columns)):
+        raise ValueError("order does not name every column once")
+    exponent = np.uint16(0x7C00)  # all of whose bits are set in what is not finite
+    if (inputs.feedback.view(np.uint16) & exponent).max(initial=0) == exponent:
+        raise ValueError("feedback is not finite")
+
+
+def parse_users(document: Any) -> dict[str, str]:
+    """The name of its inputs for each weight. Raises ValueError."""
+    if not isinstance(document, dict) or not all(isinstance(n, str) for n in document.values()):
+        raise ValueError(f"{USERS} is not valid")
+    return document
 
 
 def layer_name(layer: int) -> str:

@@ -158,7 +158,7 @@ def calibrate(
 ) -> None:
     """Run the text through the model and write what is missing. Ctrl-C leaves whole layers.
 
-    Raises StreamError, DiskFullError, TargetError.
+    Raises StreamError, DiskFullError, TargetError; CalibrationError for what is not finite.
     """
     path = model.pack.manifest.model.layers_path
     num_passes = -(-len(windows) // at_a_time)

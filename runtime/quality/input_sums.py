@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import nn
 
 from layerpack.formats.blob.nf4 import BLOCK_SIZES
 from layerpack.formats.calibration.inputs import Inputs
+from layerpack.formats.errors import CalibrationError
 from layerpack.runtime.network.linear import Nf4Linear
 
 GROUP_COLUMNS = 1024
@@ -103,7 +105,10 @@ class InputSums:
                 own.append(product)
 
     def found(self) -> tuple[dict[str, Inputs], dict[str, str]]:
-        """What is known of the inputs now, by name, and the names that weights have theirs by."""
+        """What is known of the inputs now, by name, and the names that weights have theirs by.
+
+        Raises CalibrationError if some were not finite.
+        """
         names = [name for name, count in self._num_rows.items() if count >= LEAST_ROWS]
         inputs = {name: self._inputs(name) for name in names}
         return inputs, {user: name for user, name in self.users.items() if name in inputs}
@@ -116,6 +121,11 @@ class InputSums:
         feedback = torch.zeros(num_columns, width, dtype=torch.float16)
         squares = torch.cat([total.diagonal() for total in self._sums[name]])
         mean = squares.mean().item() or 1.0
+        if not math.isfinite(mean):
+            raise CalibrationError(
+                f"the inputs of {name} are not finite with this text: what the pack computes there "
+                "is NaN or infinite; try the text with `layerpack eval`"
+            )
         importance[order.cpu()] = (squares / mean).clamp(min=_LEAST_IMPORTANCE)
         for number, total in enumerate(self._sums[name]):
             begin = number * GROUP_COLUMNS

@@ -83,7 +83,7 @@ def test_work_of_another_calibration_is_not_gone_on_with(
     source = str(checkpoint_of("llama"))
 
     def broken(done_bytes: int, total_bytes: int) -> None:
-        if done_bytes:
+        if done_bytes > total_bytes // 2:  # before there is a file there is nothing to go on with
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import save
 
 from layerpack.formats.calibration.calibration import Calibration
-from layerpack.formats.calibration.inputs import Inputs, layer_bytes, layer_name
+from layerpack.formats.calibration.inputs import PARTS, USERS, Inputs, layer_bytes, layer_name
 from layerpack.formats.calibration.record import RECORD_NAME, Record, record_bytes
 from layerpack.formats.digest import bytes_digest
 from layerpack.formats.errors import CalibrationError
@@ -84,6 +86,58 @@ def test_what_is_damaged_is_refused(tmp_path: Path) -> None:
         Calibration.open(path)
     file.unlink()
     with pytest.raises(CalibrationError, match=r"layer-001\.safetensors: cannot be read"):
+        Calibration.open(path)
+
+
+@pytest.mark.parametrize(
+    ("part", "wrong", "why"),
+    [
+        ("importance", np.zeros(64, np.float32), "not positive"),
+        ("importance", np.full(64, np.nan, np.float32), "not positive"),
+        ("importance", np.ones(65, np.float32), "order is int32"),
+        ("importance", np.ones(64, np.float64), "importance is float64"),
+        ("importance", np.ones((64, 1), np.float32), "2 dimensions"),
+        ("importance", np.ones((), np.float32), "0 dimensions"),
+        ("order", np.zeros(64, np.int32), "every column once"),
+        ("order", np.arange(1, 65, dtype=np.int32), "every column once"),
+        ("order", np.arange(64, dtype=np.int64), "order is int64"),
+        ("order", np.arange(32, dtype=np.int32), "order is int32"),
+        ("feedback", np.zeros((64, 32), np.float16), "feedback is float16"),
+        ("feedback", np.zeros((64, 64), np.float32), "feedback is float32"),
+        ("feedback", np.full((64, 64), np.inf, np.float16), "not finite"),
+        ("feedback", np.full((64, 64), np.nan, np.float16), "not finite"),
+    ],
+)
+def test_what_would_lead_arithmetic_astray_is_refused(
+    tmp_path: Path, part: str, wrong: Any, why: str
+) -> None:
+    """Whole files with right digests, of a tool that got them wrong: nothing checks its bounds."""
+    path = written(tmp_path / "cal")
+    inputs = {"l.0.q": replace(some_inputs(64), **{part: wrong})}
+    data = layer_bytes(inputs, {"l.0.q.weight": "l.0.q"})
+    (path / layer_name(0)).write_bytes(data)
+    digests = [bytes_digest((path / layer_name(layer)).read_bytes()) for layer in range(2)]
+    (path / RECORD_NAME).write_bytes(record_bytes(RECORD, digests))
+    with pytest.raises(CalibrationError, match=why) as error:
+        Calibration.open(path).inputs("l.0.q")
+    assert "\n" not in str(error.value) and layer_name(0) in str(error.value)
+
+
+@pytest.mark.parametrize("users", ["[]", "{", '{"l.0.q.weight": 3}', '{"l.0.q.weight": "none"}'])
+def test_users_that_are_none_are_refused(tmp_path: Path, users: str) -> None:
+    path = written(tmp_path / "cal")
+    tensors = {f"l.0.q.{part}": getattr(some_inputs(64), part) for part in PARTS}
+    (path / layer_name(0)).write_bytes(save(tensors, metadata={USERS: users}))
+    with pytest.raises(CalibrationError, match=r"layer-000\.safetensors: cannot be read"):
+        Calibration.open(path)
+
+
+@pytest.mark.parametrize("columns", [0, -64, 1000])
+def test_groups_that_are_not_whole_are_refused(tmp_path: Path, columns: int) -> None:
+    path = written(tmp_path / "cal")
+    fields = json.loads((path / RECORD_NAME).read_bytes()) | {"group_columns": columns}
+    (path / RECORD_NAME).write_text(json.dumps(fields))
+    with pytest.raises(CalibrationError, match=f"group_columns is {columns}"):
         Calibration.open(path)
 
 

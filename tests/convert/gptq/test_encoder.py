@@ -15,6 +15,7 @@ import pytest
 import torch
 from support.calibrations import Known, calibration_of, inputs_from
 
+from layerpack.convert.gptq import encoder as encoder_module
 from layerpack.convert.gptq.encoder import CalibratedEncoder
 from layerpack.convert.nf4.blocks import encode_blocks
 from layerpack.formats.blob.nf4 import NF4_CODES
@@ -159,7 +160,9 @@ def test_inputs_are_made_ready_once_for_threads_that_come_together(
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-def test_parts_of_a_weight_are_its_own(tmp_path: Path, dtype: torch.dtype) -> None:
+def test_parts_of_a_weight_are_its_own(
+    tmp_path: Path, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     known = inputs_from(torch.randn(300, 192), 64)
     weight = (torch.randn(150, 192) * 0.02).to(dtype)
     encoder = encoder_of(tmp_path, known)
@@ -169,6 +172,9 @@ def test_parts_of_a_weight_are_its_own(tmp_path: Path, dtype: torch.dtype) -> No
         some, their = encoder.encode("w", weight[rows])
         assert torch.equal(some, codes.view(150, -1)[rows].flatten())
         assert torch.equal(their, scales.view(150, -1)[rows].flatten())
+    monkeypatch.setattr(encoder_module, "_SHARE", 192 * 31 + 5)  # as a GGUF tensor that comes whole
+    in_shares = encoder.encode("w", weight)
+    assert torch.equal(in_shares[0], codes) and torch.equal(in_shares[1], scales)
 
 
 def test_what_comes_out_is_nearer(tmp_path: Path) -> None:

@@ -15,12 +15,18 @@ from support.calibrations import inputs_from
 from support.models.oracles import quantised_reference
 
 from layerpack.formats.calibration.calibration import Calibration
-from layerpack.formats.errors import DiskFullError, PromptError, TargetError
+from layerpack.formats.errors import CalibrationError, DiskFullError, PromptError, TargetError
 from layerpack.formats.pack import Pack
 from layerpack.runtime import Model, OpenOptions
 from layerpack.runtime.quality import calibrate as at_work
 from layerpack.runtime.quality.calibrate import Unfinished, calibrate, making, record_of, work_of
-from layerpack.runtime.quality.input_sums import DAMPING, linear_modules, sums_bytes
+from layerpack.runtime.quality.input_sums import (
+    DAMPING,
+    InputSums,
+    LastInput,
+    linear_modules,
+    sums_bytes,
+)
 from layerpack.runtime.quality.windows import Windows, read_text, windows_of
 from layerpack.runtime.tokenizer import load_tokenizer
 
@@ -48,6 +54,17 @@ def make(pack: Path, target: Path, *, memory_bytes: int = PLENTY, at_a_time: int
 
 def contents(path: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in sorted(path.iterdir())}
+
+
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf, -torch.inf])
+def test_inputs_that_are_not_finite_are_said(wrong: float) -> None:
+    module = torch.nn.Linear(64, 64)
+    sums, rows = InputSums("layers.3", {"q_proj": module}), torch.randn(2048, 64)
+    rows[1000, 7] = wrong
+    with sums.watching(LastInput()), torch.no_grad():
+        module(rows)
+    with pytest.raises(CalibrationError, match=r"inputs of layers\.3\.q_proj are not finite"):
+        sums.found()
 
 
 @pytest.mark.parametrize("group", [64, 1024])
