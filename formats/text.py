@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from pathlib import Path
 
 from layerpack.formats.errors import PromptError
 
+_MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",  # begins as UTF-16's does, so it stands before it
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
 
 
@@ -18,6 +26,21 @@ def require_utf8(text: str, where: str) -> None:
         raise PromptError(
             f"{where} is not UTF-8 text (character {reason.start + 1} is the first wrong one); "
             "give it as UTF-8"
+        ) from None
+
+
+def decode_text(raw: bytes, where: str) -> str:
+    """The text that a file or a pipe holds, without its byte order mark. Raises PromptError.
+
+    A mark says how the text is encoded; without one it is UTF-8.
+    """
+    encoding = next((name for mark, name in _MARKS.items() if raw.startswith(mark)), "utf-8")
+    try:
+        return raw.decode(encoding)
+    except UnicodeDecodeError as reason:
+        raise PromptError(
+            f"{where}: not {encoding.upper().removesuffix('-SIG')} text (byte {reason.start + 1} "
+            "is the first wrong one); save it as UTF-8"
         ) from None
 
 

@@ -8,9 +8,6 @@ from dataclasses import dataclass
 import bitsandbytes.functional as bnb
 import torch
 
-if torch.cuda.is_available():
-    import gptq_kernel
-
 BLOCK, NESTED_BLOCK, AT_ONCE = 64, 256, 128
 RATIOS = tuple(torch.linspace(0.75, 1.1, 15).tolist())
 """Of a block's largest weight: the scales that are tried."""
@@ -171,8 +168,6 @@ def one_block(
     left: torch.Tensor, scales: torch.Tensor, upper: torch.Tensor, codes: Codes
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Codes and errors (out, columns) of some columns, each error put right in those after it."""
-    if left.is_cuda:
-        return gptq_kernel.one_block(left, scales, upper, codes.values)
     left = left.clone()
     found, errors = torch.empty_like(left), torch.empty_like(left)
     for column in range(left.shape[1]):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import json
 import os
 import select
@@ -14,15 +13,8 @@ from typing import Any
 import click
 
 from layerpack.formats.errors import PromptError
-from layerpack.formats.text import require_utf8, without_path
+from layerpack.formats.text import decode_text, require_utf8, without_path
 
-_MARKS = {
-    codecs.BOM_UTF8: "utf-8-sig",
-    codecs.BOM_UTF32_LE: "utf-32",  # begins as UTF-16's does, so it stands before it
-    codecs.BOM_UTF32_BE: "utf-32",
-    codecs.BOM_UTF16_LE: "utf-16",
-    codecs.BOM_UTF16_BE: "utf-16",
-}
 _FIRST_BYTE_S = 1.0
 _WORDS: dict[str, bool | None] = {"true": True, "false": False, "none": None, "null": None}
 
@@ -40,10 +32,10 @@ def read_prompt(prompt: str | None, prompt_file: str | None) -> str:
         except OSError as reason:
             why = without_path(reason, Path(prompt_file))
             raise click.UsageError(f"--prompt-file {prompt_file}: cannot be read ({why})") from None
-        return decode_text(raw, f"--prompt-file {prompt_file}")
+        return prompt_text(raw, f"--prompt-file {prompt_file}")
     if sys.stdin is None or sys.stdin.isatty():  # None: it was closed when Python started
         raise click.UsageError("no prompt; give --prompt TEXT, --prompt-file FILE, or pipe one in")
-    return decode_text(sys.stdin.buffer.read(), "standard input")
+    return prompt_text(sys.stdin.buffer.read(), "standard input")
 
 
 def refuse_second_prompt(prompt: str | None, prompt_file: str | None, wait_s: float = 0.0) -> None:
@@ -60,19 +52,12 @@ def refuse_second_prompt(prompt: str | None, prompt_file: str | None, wait_s: fl
         )
 
 
-def decode_text(raw: bytes, where: str) -> str:
-    """The text that a file or a pipe holds: without byte order mark, and without its last line end.
-
-    A mark says how the text is encoded; without one it is UTF-8. Raises click.UsageError.
-    """
-    encoding = next((name for mark, name in _MARKS.items() if raw.startswith(mark)), "utf-8")
+def prompt_text(raw: bytes, where: str) -> str:
+    """The text that a file or a pipe holds, without its last line end. Raises click.UsageError."""
     try:
-        text = raw.decode(encoding)
-    except UnicodeDecodeError as reason:
-        raise click.UsageError(
-            f"{where}: cannot be read as {encoding.upper()} text (byte {reason.start + 1} is the "
-            "first wrong one)"
-        ) from None
+        text = decode_text(raw, where)
+    except PromptError as reason:
+        raise click.UsageError(str(reason)) from None
     # What `echo` and editors put behind a text is not part of it; more than one was meant.
     return text.removesuffix("\n").removesuffix("\r") if text.endswith("\n") else text
 

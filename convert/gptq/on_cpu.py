@@ -31,7 +31,7 @@ def encode_tiles(  # type: ignore[no-untyped-def]
     """Fill `packed` (rows, in / 2) uint8, two codes each, and `scales` (rows, in / block_size).
 
     `weight` (rows, in), `importance` (in,), `feedback` (in, group) and `scales` are float32,
-    `order` (in,) is int32. `in` and `group` are multiples of `block_size`, which is one of 16.
+    `order` (in,) is int32. `in` is a multiple of `block_size`; it and `group` are multiples of 32.
     """
     num_rows, num_columns = weight.shape
     num_blocks = num_columns // block_size

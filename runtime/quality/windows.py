@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from layerpack.formats.errors import PromptError
-from layerpack.formats.text import first_line
+from layerpack.formats.text import decode_text, first_line
 
 SHIPPED_TEXT = "alice.txt"
 """The beginning of Lewis Carroll's Alice's Adventures in Wonderland (1865), 64 kB."""
@@ -53,14 +53,10 @@ def read_text(path: Path | None) -> str:
         file = importlib.resources.files("layerpack.runtime.quality") / SHIPPED_TEXT
         return file.read_text(encoding="utf-8")
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        raw = path.read_bytes()
     except OSError as reason:
         raise PromptError(f"{path}: cannot be read ({reason.strerror})") from reason
-    except UnicodeDecodeError as reason:
-        raise PromptError(
-            f"{path}: not UTF-8 (byte {reason.start}: {reason.object[reason.start]:#04x}); "
-            "save it as UTF-8"
-        ) from reason
+    return decode_text(raw, str(path))
 
 
 def windows_of(

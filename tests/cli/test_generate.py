@@ -62,7 +62,7 @@ def test_usage_errors_end_with_2(generate: Run, tmp_path: Path) -> None:
     for arguments, said in (
         (["--prompt", "a", "--prompt-file", "b"], "not both"),
         (["--prompt-file", tmp_path / "nowhere"], "cannot be read (No such file or directory)"),
-        (["--prompt-file", tmp_path / "prompt.txt"], "cannot be read"),
+        (["--prompt-file", tmp_path / "prompt.txt"], "not UTF-16 text"),
         (["--prompt", "a", "--prompt-lookup", "3", "--no-prompt-lookup"], "not both"),
         (["--prompt", "a", "--system", "b", "--raw"], "--raw leaves out"),
         (["--prompt", "a", "--temperature", "-1"], "--temperature"),
@@ -87,7 +87,7 @@ def test_text_that_is_not_utf8(generate: Run, monkeypatch: pytest.MonkeyPatch) -
         assert done.code == 2 and said in done.err, done.err
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a\xff")))
     done = generate()
-    assert done.code == 2 and "standard input: cannot be read as UTF-8 text" in done.err, done.err
+    assert done.code == 2 and "standard input: not UTF-8 text" in done.err, done.err
 
 
 def test_template_arguments_reach_the_template(generate: Run, pack_of: PackOf) -> None:

@@ -69,7 +69,10 @@ def test_a_reference(
     ("arguments", "words"),
     [
         (["--text", "{tmp}/none"], "none: cannot be read (No such file"),
-        (["--text", "{tmp}/latin"], "latin: not UTF-8 (byte 1: 0xfc); save it as UTF-8"),
+        (
+            ["--text", "{tmp}/latin"],
+            "latin: not UTF-8 text (byte 2 is the first wrong one); save it as UTF-8",
+        ),
         (["--text", "{tmp}/short"], "short: 5 tokens, not one window of 32; give a longer text"),
         (["--window", "300"], "windows of 300 tokens: the model of"),
         (["--logits", "{tmp}/none"], "none: not there; name whose logits to put there"),

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from layerpack.cli.options.prompt import decode_text, read_prompt, template_arguments
+from layerpack.cli.options.prompt import prompt_text, read_prompt, template_arguments
 
 TEXT = "Grüße, 世界"
 Ended = subprocess.CompletedProcess[bytes]
@@ -47,7 +47,7 @@ def test_marks_and_the_last_line_end_are_no_text(
     tmp_path: Path, mark: bytes, encoding: str, end: str
 ) -> None:
     raw = mark + f"{TEXT}{end}".encode(encoding)
-    assert decode_text(raw, "here") == TEXT
+    assert prompt_text(raw, "here") == TEXT
     (tmp_path / "prompt.txt").write_bytes(raw)
     assert read_prompt(None, str(tmp_path / "prompt.txt")) == TEXT
 
@@ -56,13 +56,13 @@ def test_marks_and_the_last_line_end_are_no_text(
 def test_nothing_else_of_a_text_changes(text: str) -> None:
     for whole, left in ((text + "\n", text.removesuffix("\r")), (f"{text}\n\n", f"{text}\n")):
         if not whole.startswith("\ufeff"):
-            assert decode_text(whole.encode(), "here") == left
+            assert prompt_text(whole.encode(), "here") == left
 
 
 @pytest.mark.parametrize("raw", [b"a\xff", codecs.BOM_UTF16_LE + b"a", codecs.BOM_UTF8 + b"\x80"])
 def test_text_that_is_none_is_refused(raw: bytes) -> None:
-    with pytest.raises(click.UsageError, match=r"^here: cannot be read as UTF-.* \(byte \d+"):
-        decode_text(raw, "here")
+    with pytest.raises(click.UsageError, match=r"^here: not UTF-.* text \(byte \d+"):
+        prompt_text(raw, "here")
 
 
 @pytest.mark.parametrize("option", ["--prompt", "--prompt-file"])

@@ -59,8 +59,8 @@ def test_the_shipped_text_is_64_kb_of_ascii(pack_of: Callable[..., Path]) -> Non
 @pytest.mark.parametrize(
     ("raw", "words"),
     [
-        (b"\xff\xfe\x00a", "not UTF-8 (byte 0: 0xff); save it as UTF-8"),
-        ("für".encode("latin-1"), "not UTF-8 (byte 1: 0xfc)"),
+        (b"\xff\xfea", "not UTF-16 text (byte 3 is the first wrong one); save it as UTF-8"),
+        ("für".encode("latin-1"), "not UTF-8 text (byte 2 is the first wrong one)"),
         (None, "cannot be read (No such file"),
     ],
 )
@@ -74,5 +74,6 @@ def test_a_text_that_cannot_be_read(tmp_path: Path, raw: bytes | None, words: st
 
 
 def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
-    (tmp_path / "text").write_bytes("\ufeffhello".encode())
-    assert read_text(tmp_path / "text") == "hello"
+    for encoding in ("utf-8-sig", "utf-16", "utf-32"):  # as Windows' programs save texts
+        (tmp_path / "text").write_bytes("hello".encode(encoding))
+        assert read_text(tmp_path / "text") == "hello"
