@@ -10,6 +10,7 @@ from typing import Any
 
 from layerpack.formats import lfs
 from layerpack.formats.blob.header import TensorEntry, parse_header, read_header
+from layerpack.formats.calibration.record import RECORD_NAME
 from layerpack.formats.errors import PackError
 from layerpack.formats.frames.coding import FrameDecoder
 from layerpack.formats.frames.reader import FrameReader
@@ -127,6 +128,10 @@ def manifest_bytes(path: Path) -> bytes:
         return file.read_bytes()
     except FileNotFoundError:
         _refuse_unfinished(path)
+        if (path / RECORD_NAME).is_file():
+            raise PackError(
+                f"{path}: a calibration, not a pack; it is for `layerpack convert --calibration`"
+            ) from None
         raise PackError(
             f"{path}: no {MANIFEST_NAME} in it, so not a pack; make one with `layerpack convert`"
         ) from None

@@ -17,7 +17,6 @@ from layerpack.formats.calibration.record import RECORD_NAME, Record, record_byt
 from layerpack.formats.digest import bytes_digest
 from layerpack.formats.disk import sync_directory, try_lock, write_whole
 from layerpack.formats.errors import DiskFullError, PromptError, TargetError
-from layerpack.formats.manifest.facts import UNFINISHED_SUFFIX
 from layerpack.formats.pack import Pack
 from layerpack.formats.units import human_bytes
 from layerpack.runtime.model import Model
@@ -34,6 +33,7 @@ from layerpack.runtime.quality.input_sums import (
 from layerpack.runtime.quality.windows import Windows
 
 _RUN_NAME = "run.json"
+_UNFINISHED_SUFFIX = ".layerpack-calibration"  # not a conversion's, which may have the same target
 
 
 def record_of(pack: Pack, windows: Windows) -> Record:
@@ -92,7 +92,7 @@ def making(target: Path, record: Record) -> Iterator[Unfinished]:
     """Make the calibration, or go on with what a break left of the same. Raises TargetError."""
     if target.exists() or target.is_symlink():
         raise TargetError(f"{target}: is there already; remove it, or give another name")
-    partial = target.with_name(target.name + UNFINISHED_SUFFIX)
+    partial = target.with_name(target.name + _UNFINISHED_SUFFIX)
     run = record_bytes(record, [])
     with disk_errors(target):
         partial.mkdir(exist_ok=True)
@@ -102,9 +102,8 @@ def making(target: Path, record: Record) -> Iterator[Unfinished]:
             raise TargetError(f"{target}: another process is making it")
         with disk_errors(target):
             if os.read(handle, len(run) + 1) != run:
-                for file in partial.iterdir():
-                    if file.name != _RUN_NAME:
-                        file.unlink()
+                for file in partial.glob("layer-*"):
+                    file.unlink()
                 os.pwrite(handle, run, 0)
                 os.ftruncate(handle, len(run))
         yield Unfinished(target, partial, record)

@@ -14,8 +14,16 @@ import torch
 from support.calibrations import inputs_from
 from support.models.oracles import quantised_reference
 
+from layerpack.convert.api import convert
+from layerpack.convert.options import ConvertOptions
 from layerpack.formats.calibration.calibration import Calibration
-from layerpack.formats.errors import CalibrationError, DiskFullError, PromptError, TargetError
+from layerpack.formats.errors import (
+    CalibrationError,
+    DiskFullError,
+    PackError,
+    PromptError,
+    TargetError,
+)
 from layerpack.formats.pack import Pack
 from layerpack.runtime import Model, OpenOptions
 from layerpack.runtime.quality import calibrate as at_work
@@ -72,7 +80,8 @@ def test_inputs_that_are_not_finite_are_said(wrong: float) -> None:
 def test_inputs_are_those_of_transformers(
     pack_of: PackOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, group: int
 ) -> None:
-    monkeypatch.setattr("layerpack.runtime.quality.input_sums.GROUP_COLUMNS", group)
+    for module in ("input_sums", "calibrate"):
+        monkeypatch.setattr(f"layerpack.runtime.quality.{module}.GROUP_COLUMNS", group)
     pack = pack_of(name)
     found = Calibration.open(make(pack, tmp_path / "cal"))
     found.verify()
@@ -131,6 +140,28 @@ def test_rounds_of_layers_give_the_same(pack_of: PackOf, tmp_path: Path) -> None
         for memory, rounds in ((0, 3), (2 * one, 2), (PLENTY, 1)):
             assert len(work_of(model, [0, 1, 2], memory).rounds) == rounds
     assert contents(make(pack, tmp_path / "few", memory_bytes=0)) == whole
+
+
+def test_a_conversion_of_the_same_name_is_left_alone(
+    checkpoint_of: PackOf, pack_of: PackOf, tmp_path: Path
+) -> None:
+    """Both are worked at beside their target; either goes on afterwards."""
+
+    def broken(done_bytes: int, total_bytes: int) -> None:
+        if done_bytes > total_bytes // 2:
+            raise KeyboardInterrupt
+
+    source, target = str(checkpoint_of("llama")), tmp_path / "mine"
+    with pytest.raises(KeyboardInterrupt):
+        convert(source, target, ConvertOptions(device="cpu"), broken)
+    (unfinished,) = tmp_path.iterdir()
+    before = {file: file.read_bytes() for file in unfinished.rglob("*") if file.is_file()}
+    calibration = make(pack_of("llama"), target).rename(tmp_path / "calibration")
+    assert {file: file.read_bytes() for file in before} == before
+    convert(source, target, ConvertOptions(device="cpu"))
+    assert contents(target) == contents(pack_of("llama"))
+    with pytest.raises(PackError, match="calibration: a calibration, not a pack; it is for"):
+        Pack.open(calibration)
 
 
 def test_a_break_costs_no_finished_layer(
