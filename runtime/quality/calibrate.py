@@ -102,8 +102,11 @@ def making(target: Path, record: Record) -> Iterator[Unfinished]:
             raise TargetError(f"{target}: another process is making it")
         with disk_errors(target):
             if os.read(handle, len(run) + 1) != run:
-                for file in partial.glob("layer-*"):
-                    file.unlink()
+                if any(partial.glob("layer-*")):
+                    raise TargetError(
+                        f"{partial}: holds an unfinished calibration by another text, pack or "
+                        "version; finish that one, or remove the directory"
+                    )
                 os.pwrite(handle, run, 0)
                 os.ftruncate(handle, len(run))
         yield Unfinished(target, partial, record)

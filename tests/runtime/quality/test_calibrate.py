@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -191,6 +192,14 @@ def test_what_is_left_of_another_text_is_not_taken(pack_of: PackOf, tmp_path: Pa
         unfinished.put(0, b"of this text")
     with making(target, record_of(opened, windows(pack))) as unfinished:
         assert unfinished.missing == [1, 2]
+    with (
+        pytest.raises(TargetError, match="unfinished calibration by another text") as error,
+        making(target, record_of(opened, windows(pack, 19))),
+    ):
+        pass
+    with making(target, record_of(opened, windows(pack))) as unfinished:
+        assert unfinished.missing == [1, 2]
+    shutil.rmtree(str(error.value).split(": holds")[0])
     with making(target, record_of(opened, windows(pack, 19))) as unfinished:
         assert unfinished.missing == [0, 1, 2]
 
