@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
 USERS, PARTS = "users", ("importance", "order", "feedback")
 """In a file's metadata: the weights that use each inputs; the tensors of each."""
-GROUP_UNIT = 32
-"""Columns of a group are a multiple of it, as those of every block are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from layerpack.formats.calibration.inputs import GROUP_UNIT
+from layerpack.formats.blob.nf4 import BLOCK_SIZES
 from layerpack.formats.digest import is_digest
 from layerpack.formats.jsontext import dump_json
 
@@ -46,8 +46,9 @@ def parse_record(document: Any) -> tuple[Record, list[str]]:
         if not isinstance(value, _KINDS[kind]) or isinstance(value, bool):
             raise ValueError(f"{key} is not valid")
         fields[key] = value
-    if fields["group_columns"] <= 0 or fields["group_columns"] % GROUP_UNIT:
-        raise ValueError(f"group_columns is {fields['group_columns']}: no multiple of {GROUP_UNIT}")
+    unit = BLOCK_SIZES[0]  # which all of a weight's columns are a multiple of
+    if fields["group_columns"] <= 0 or fields["group_columns"] % unit:
+        raise ValueError(f"group_columns is {fields['group_columns']}: no multiple of {unit}")
     layers = document["layers"]
     if not isinstance(layers, list) or not all(map(is_digest, layers)):
         raise ValueError("layers are not digests")
