@@ -44,6 +44,11 @@ def decode_text(raw: bytes, where: str) -> str:
         ) from None
 
 
+def without_mark(raw: bytes, where: str) -> bytes:
+    """The same text as UTF-8 without a mark; bytes without one stay. Raises PromptError."""
+    return decode_text(raw, where).encode() if raw.startswith(tuple(_MARKS)) else raw
+
+
 def is_repo_id(name: str) -> bool:
     """Whether a repository on the Hub can have the name: `owner/name`, or `name` alone."""
     return _REPO_ID.fullmatch(name) is not None

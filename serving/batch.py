@@ -18,8 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from layerpack.formats.disk import is_full
-from layerpack.formats.errors import DiskFullError, LayerpackError, SourceError, TargetError
+from layerpack.formats.errors import (
+    DiskFullError,
+    LayerpackError,
+    PromptError,
+    SourceError,
+    TargetError,
+)
 from layerpack.formats.jsontext import parse_json
+from layerpack.formats.text import without_mark
 from layerpack.runtime.generate import Generation
 from layerpack.runtime.model import Model
 from layerpack.runtime.requests.answer import Answer
@@ -94,12 +101,14 @@ def read_prompts(path: Path, body: dict[str, Any]) -> list[Line]:
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     try:
-        with open(path, "rb") as file:
-            for number, raw in enumerate(file, start=1):
-                if text := raw.strip():
-                    yield number, text
+        whole = without_mark(path.read_bytes(), str(path))
     except OSError as error:
         raise SourceError(f"{path}: {error.strerror}; give a file of requests") from error
+    except PromptError as error:
+        raise SourceError(str(error)) from error
+    for number, raw in enumerate(whole.split(b"\n"), start=1):
+        if text := raw.strip():
+            yield number, text
 
 
 def _read(line: Line, raw: bytes) -> None:

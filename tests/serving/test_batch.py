@@ -16,7 +16,9 @@ from typing import Any
 import pytest
 
 from layerpack.cli.main import main
+from layerpack.formats.errors import SourceError
 from layerpack.runtime import GenerateOptions, Model, OpenOptions
+from layerpack.serving.batch import read_prompts, read_requests
 
 PackOf = Callable[..., Path]
 KILLS = int(os.environ.get("LAYERPACK_TEST_KILLS", "2"))
@@ -52,6 +54,24 @@ def results(path: Path) -> list[dict[str, Any]]:
 def text_of(result: dict[str, Any]) -> str:
     (choice,) = result["response"]["body"]["choices"]
     return str(choice["message"]["content"] if "message" in choice else choice["text"])
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_files_as_windows_saves_them(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "text"
+    path.write_bytes("Grüße\r\n\r\n世界\r\n".encode(encoding))
+    found = [(line.number, line.body["messages"][0]["content"]) for line in read_prompts(path, {})]
+    assert found == [(1, "Grüße"), (3, "世界")]
+    path.write_bytes(f"{json.dumps(request('Grüße'))}\r\n".encode(encoding))
+    (line,) = read_requests(path)
+    assert line.problem is None and line.custom_id == "Grüße"
+
+
+def test_a_file_that_breaks_its_own_mark(tmp_path: Path) -> None:
+    (tmp_path / "text").write_bytes(b"\xff\xfea")
+    for read in (read_requests, lambda path: read_prompts(path, {})):
+        with pytest.raises(SourceError, match=r"text: not UTF-16 text \(byte 3 is the first"):
+            read(tmp_path / "text")
 
 
 def test_answers_are_those_of_generate(pack_of: PackOf, tmp_path: Path) -> None:
