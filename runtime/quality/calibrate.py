@@ -100,20 +100,30 @@ def making(target: Path, record: Record) -> Iterator[Unfinished]:
     try:
         if not try_lock(handle):
             raise TargetError(f"{target}: another process is making it")
-        with disk_errors(target):
-            if os.read(handle, len(run) + 1) != run:
-                if any(partial.glob("layer-*")):
-                    raise TargetError(
-                        f"{partial}: holds an unfinished calibration by another text, pack or "
-                        "version; finish that one, or remove the directory"
-                    )
-                os.pwrite(handle, run, 0)
-                os.ftruncate(handle, len(run))
-        yield Unfinished(target, partial, record)
+        try:
+            with disk_errors(target):
+                _begin(partial, handle, run)
+            yield Unfinished(target, partial, record)
+        finally:
+            if not any(partial.glob("layer-*")):  # what is not a calibration's stays
+                with contextlib.suppress(OSError):
+                    (partial / _RUN_NAME).unlink()
+                    partial.rmdir()
     finally:
         os.close(handle)
-        if not any(partial.glob("layer-*")):
-            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _begin(partial: Path, handle: int, run: bytes) -> None:
+    """`handle`, of the file that says whose work lies in `partial`, says `run`."""
+    if os.read(handle, len(run) + 1) == run:
+        return
+    if any(partial.glob("layer-*")):
+        raise TargetError(
+            f"{partial}: holds an unfinished calibration by another text, pack or version; finish "
+            "that one, or remove the directory"
+        )
+    os.pwrite(handle, run, 0)
+    os.ftruncate(handle, len(run))
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -206,12 +206,27 @@ def test_what_is_left_of_another_text_is_not_taken(pack_of: PackOf, tmp_path: Pa
 
 def test_one_process_at_a_time(pack_of: PackOf, tmp_path: Path) -> None:
     record = record_of(Pack.open(pack_of("llama")), windows(pack_of("llama")))
-    with (
-        making(tmp_path / "cal", record),
-        pytest.raises(TargetError, match="another process is making it"),
-        making(tmp_path / "cal", record),
-    ):
+    with making(tmp_path / "cal", record) as unfinished:
+        with (
+            pytest.raises(TargetError, match="another process is making it"),
+            making(tmp_path / "cal", record),
+        ):
+            pass
+        unfinished.put(0, b"the second took nothing away")
+    with making(tmp_path / "cal", record) as unfinished:
+        assert 0 not in unfinished.missing
+
+
+def test_what_is_not_a_calibrations_is_left(pack_of: PackOf, tmp_path: Path) -> None:
+    record = record_of(Pack.open(pack_of("llama")), windows(pack_of("llama")))
+    with making(tmp_path / "cal", record):
+        (partial,) = tmp_path.iterdir()
+    assert not partial.exists()
+    partial.mkdir()
+    (partial / "notes").write_text("mine")
+    with making(tmp_path / "cal", record):
         pass
+    assert [file.name for file in partial.iterdir()] == ["notes"]
 
 
 def test_a_full_disk(pack_of: PackOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
